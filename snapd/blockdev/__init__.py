@@ -1,0 +1,1 @@
+"""Block devices: opening them, aligned memory, and asynchronous I/O."""

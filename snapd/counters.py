@@ -1,0 +1,76 @@
+"""The counters page: what the worker counts and the control process exposes.
+
+One shared page of 64-bit words. The worker alone writes, plain ``words[i] += n`` (0.09 us; a metrics
+library costs 1.3 us a call); the control process reads when it is scraped. A word is written in one
+store, so a reader sees old or new; two words may be of different moments, which metrics tolerate.
+
+A *row* is ops, bytes, errors, sum of nanoseconds, then a histogram: bucket ``k`` counts durations (or
+sizes) whose ``bit_length()`` is k, i.e. below 2**k.
+"""
+
+from __future__ import annotations
+
+BUCKETS = 44  # below 2**43 ns: 2.4 hours
+ROW = 4 + BUCKETS
+OPS, BYTES, ERRORS, SUM, HISTOGRAM = 0, 1, 2, 3, 4
+
+DEVICES = ("origin", "snapshot")
+OPERATIONS = ("read", "write", "flush", "trim", "zero")
+BACKENDS = ("origin", "cow")
+BACKEND_OPERATIONS = ("read", "write", "flush")
+REREAD_REASONS = ("load", "counter", "untrusted")
+
+_next = 0
+
+
+def _take(count: int) -> int:
+    global _next
+    first = _next
+    _next += count
+    return first
+
+
+HEARTBEAT = _take(1)  # boottime ns of the worker's last turn of its loop
+INFLIGHT = _take(1)  # client requests received and not answered
+OLDEST = _take(1)  # boottime ns at which the oldest of them was received; 0: none
+WAITING = _take(1)  # parts of requests that wait for a lock, space or a re-read
+STALLED = _take(1)  # 1: past the lease deadline
+CONNECTIONS = _take(1)
+PROTOCOL_ERRORS = _take(1)
+COPIES = _take(1)
+COPY_BYTES = _take(1)
+COMMITS = _take(1)
+COMMIT_ENTRIES = _take(1)
+INVALIDATIONS = _take(1)
+CORRUPTIONS = _take(1)
+REJECTED_LATE_READS = _take(1)  # read, but past the deadline: thrown away and repeated
+DIRECT = _take(1)  # 1: every device is open with O_DIRECT
+CACHED = {(kind, mode): _take(1) for kind in ("table", "region", "tail") for mode in ("CR", "EX")}
+"""Lock uses that needed no message: the hold was cached."""
+REREADS = {reason: _take(1) for reason in REREAD_REASONS}
+REREAD_ENTRIES = _take(1)
+
+IO = {(device, op): _take(ROW) for device in DEVICES for op in OPERATIONS}
+BACKEND = {(device, op): _take(ROW) for device in BACKENDS for op in BACKEND_OPERATIONS}
+COPY = _take(ROW)  # a copy-out from its start to its publication
+COMMIT = {stage: _take(ROW) for stage in ("flush", "write")}
+BATCH = _take(ROW)  # exceptions in a group commit
+
+SNAPSHOT_SLOTS = 16
+SNAPSHOT_WORDS = 8
+SNAPSHOTS = _take(SNAPSHOT_SLOTS * SNAPSHOT_WORDS)
+"""Per slot: uuid high, uuid low, allocated sectors, total sectors, metadata sectors, exceptions, state, spare.
+A slot with uuid 0 is free. Sectors are of 512 bytes, as in the kernel's status line."""
+UUID_HIGH, UUID_LOW, ALLOCATED, TOTAL, METADATA, EXCEPTIONS, STATE = range(7)
+STATES = ("creating", "active", "overflow", "invalid", "deleting")
+
+WORDS = _next
+PAGE_BYTES = -(-WORDS * 8 // 4096) * 4096
+
+
+def note(words: memoryview, row: int, count: int, nanoseconds: int) -> None:
+    """Count one operation of ``count`` bytes (or entries) that took ``nanoseconds`` into a row."""
+    words[row] += 1
+    words[row + 1] += count
+    words[row + 3] += nanoseconds
+    words[row + 4 + min(nanoseconds.bit_length(), BUCKETS - 1)] += 1

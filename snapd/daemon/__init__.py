@@ -1,0 +1,1 @@
+"""csnapd, the control process: wiring, supervision, admin socket, metrics."""

@@ -1,0 +1,1 @@
+"""Exception stores: where a snapshot keeps what the origin no longer has."""

@@ -1,0 +1,1 @@
+"""The kernel's on-disk format: bytes <-> values, no I/O."""

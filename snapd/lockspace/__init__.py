@@ -1,0 +1,1 @@
+"""DLM semantics on etcd."""

@@ -1,0 +1,1 @@
+"""The NBD protocol: bytes in, requests out."""

@@ -1,0 +1,1 @@
+"""A volume: an origin and its snapshots; routing and copy-out."""

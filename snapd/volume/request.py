@@ -1,0 +1,67 @@
+"""A client's request, as the NBD server hands it to the volume, and what the volume shows the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+READ, WRITE, FLUSH, TRIM, ZERO = range(5)
+"""Operations; the numbers index ``counters.OPERATIONS``."""
+
+
+class Request:
+    """One request on one export.
+
+    segments: (where, length) runs of the arena that together hold ``length`` bytes, in order; empty
+        for FLUSH, TRIM, ZERO. They belong to the request until ``done`` is called.
+    offset, length: bytes, multiples of the export's minimum block, within the export (the server checked).
+    done: called exactly once with the request and 0 or a positive errno. May be called inside submit().
+    """
+
+    __slots__ = ("done", "error", "export", "fua", "left", "length", "offset", "operation", "owner", "segments",
+                 "started", "tag")  # fmt: skip
+
+    def __init__(
+        self,
+        export: Any,
+        operation: int,
+        offset: int,
+        length: int,
+        segments: Sequence[tuple[int, int]],
+        fua: bool,
+        done: Callable[[Request, int], None],
+        owner: Any = None,
+        tag: Any = None,
+    ) -> None:
+        self.export = export
+        self.operation = operation
+        self.offset = offset
+        self.length = length
+        self.segments = segments
+        self.fua = fua
+        self.done = done
+        self.owner = owner  # of the server: the connection
+        self.tag = tag  # of the server: the cookie
+        self.left = 0  # of the volume: parts not finished
+        self.error = 0
+        self.started = 0  # boottime ns
+
+
+class Export(Protocol):
+    """What a client may open by name."""
+
+    name: str  # "origin" or "snapshot/<name>"
+    size: int  # bytes
+    read_only: bool
+    minimum_block: int  # bytes: the origin's logical block
+    preferred_block: int  # bytes: the chunk size, at least 4096
+    description: str
+
+
+class Backend(Protocol):
+    """The volume, as the NBD server sees it."""
+
+    def exports(self) -> Sequence[Export]: ...
+
+    def submit(self, request: Request) -> None:
+        """Start ``request``; ``done`` is called when it is finished, perhaps at once."""

@@ -1,0 +1,1 @@
+"""csnap-io, the I/O process."""
