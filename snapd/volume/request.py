@@ -18,8 +18,8 @@ class Request:
     done: called exactly once with the request and 0 or a positive errno. May be called inside submit().
     """
 
-    __slots__ = ("done", "error", "export", "fua", "left", "length", "offset", "operation", "owner", "segments",
-                 "started", "tag")  # fmt: skip
+    __slots__ = ("cursor", "done", "error", "export", "fua", "left", "length", "offset", "operation", "owner",
+                 "segments", "started", "tag")  # fmt: skip
 
     def __init__(
         self,
@@ -44,18 +44,34 @@ class Request:
         self.tag = tag  # of the server: the cookie
         self.left = 0  # of the volume: parts not finished
         self.error = 0
-        self.started = 0  # boottime ns
+        self.cursor = 0  # of the volume: bytes of a WRITE_ZEROES that have been started
+        self.started = 0  # of the server: boottime ns
 
 
 class Export(Protocol):
     """What a client may open by name."""
 
-    name: str  # "origin" or "snapshot/<name>"
-    size: int  # bytes
-    read_only: bool
-    minimum_block: int  # bytes: the origin's logical block
-    preferred_block: int  # bytes: the chunk size, at least 4096
-    description: str
+    @property
+    def name(self) -> str:
+        """``origin`` or ``snapshot/<name>``."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def read_only(self) -> bool: ...
+
+    @property
+    def minimum_block(self) -> int:
+        """Bytes: the origin's logical block."""
+
+    @property
+    def preferred_block(self) -> int:
+        """Bytes: the chunk size."""
+
+    @property
+    def description(self) -> str: ...
 
 
 class Backend(Protocol):

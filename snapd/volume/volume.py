@@ -1,0 +1,306 @@
+"""A volume: the origin on top of its snapshots, newest to oldest; what the NBD server talks to.
+
+This module is about *whether* I/O may run: the table lock, the deadline, parts that run and parts that
+wait. ``routing`` is about where it goes, ``table`` about which snapshots there are.
+
+A part runs while the table is held (CR) and not asked back, and the lease's deadline has not passed. To
+give the table back, the worker lets what runs finish: only then may the table change. Whatever changes
+the answer to "where does this go?" (a grant, a publication, a re-read) routes the parts anew.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from errno import EPERM
+from typing import Any
+
+from snapd import counters
+from snapd.blockdev.base import Arena, Device, Engine
+from snapd.clock import Clock
+from snapd.messages import Done, Message, Notice, Want
+from snapd.units import MIB
+from snapd.volume.copyout import CopyOuts
+from snapd.volume.part import Part
+from snapd.volume.regions import Regions
+from snapd.volume.request import FLUSH, READ, TRIM, WRITE, ZERO, Export, Request
+from snapd.volume.routing import Router
+from snapd.volume.snapshot import OriginExport, Snapshot
+
+ZERO_BYTES = MIB
+"""The arena's run of zeros that WRITE_ZEROES writes from; also the longest part of such a request."""
+
+ZERO_PARTS = 4
+"""Parts of one WRITE_ZEROES that run at a time: one request of 4 GiB must not crowd out the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """chunk_bytes divides region_bytes; copy_buffers is how many chunks may be on their way at once."""
+
+    chunk_bytes: int
+    region_bytes: int
+    copy_buffers: int
+
+
+class Volume:
+    """See the module. ``send`` carries messages to the control process, ``gate`` says whether the lease stands."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        origin: Device,
+        geometry: Geometry,
+        send: Callable[[Message], None],
+        gate: Callable[[], bool],
+        clock: Clock,
+        words: memoryview,
+    ) -> None:
+        self.engine = engine
+        self.origin = origin
+        self.geometry = geometry
+        self.send = send
+        self.words = words
+        self._gate = gate
+        self.origin_export = OriginExport(origin.size, origin.logical_block, geometry.chunk_bytes)
+        self.stack: list[Snapshot] = []  # valid snapshots, newest first
+        self.snapshots: dict[str, Snapshot] = {}  # by store: all of the table, the invalid ones too
+        self.admitting = False  # the table is held, nobody asked for it, the lease stands
+        self.held = False  # the table is held
+        self.frozen = True  # ... but asked back, or not loaded yet
+        self.stalled = False
+        self.on_drained: Callable[[], None] = lambda: None
+        self.running = 0
+        self._waiting: deque[Part] = deque()  # until the table is granted, or the lease stands again
+        self._blocked: deque[Part] = deque()  # until a store or a copy buffer can serve them
+        self._deferred: list[Callable[[], None]] = []
+        arena: Arena = engine.arena
+        self.zeros = arena.allocate(max(ZERO_BYTES, geometry.chunk_bytes))
+        self.regions = Regions(self._want_region, self._done_region, self.restart)
+        self.router = Router(self)
+        self.copies = CopyOuts(
+            engine,
+            [arena.allocate(geometry.chunk_bytes) for _ in range(geometry.copy_buffers)],
+            geometry.chunk_bytes,
+            self.regions,
+            clock,
+            words,
+            self.router.source,
+            self._published,
+            self.finish,
+            lambda snapshot, error: self.lost(snapshot, str(error)),
+        )
+
+    # ---- the NBD server's side
+
+    def exports(self) -> Sequence[Export]:
+        return [self.origin_export, *self.snapshots.values()]
+
+    def submit(self, request: Request) -> None:
+        export, operation = request.export, request.operation
+        if operation == READ and export is self.origin_export and self.admitting and len(request.segments) == 1:
+            self.running += 1  # the hot path: no lock but the table's, one operation
+            where, length = request.segments[0]
+            self.engine.read(self.origin, where, length, request.offset, self._origin_read, request)
+            return
+        if operation == TRIM:  # allowed to change nothing
+            request.done(request, EPERM if export.read_only else 0)
+            return
+        if export.read_only and operation in (WRITE, ZERO):
+            request.done(request, EPERM)
+            return
+        request.left = 1  # this loop itself
+        request.cursor = 0
+        if operation == ZERO:
+            self._feed(request)
+        elif operation == FLUSH:
+            request.left += 1
+            self.start(Part(request, 0, 0, 0))
+        else:
+            for part in self._split(request):
+                self.start(part)
+        self._part_done(request, 0)
+
+    def _origin_read(self, request: Request, error: int) -> None:
+        self.running -= 1
+        request.done(request, error)
+        if not self.running and self.frozen:
+            self.on_drained()
+
+    def _split(self, request: Request) -> list[Part]:
+        """Split at segments and, where a region's lock may be needed, at region boundaries."""
+        region = self.geometry.region_bytes
+        parts, offset = [], request.offset
+        for start, length in request.segments:
+            where = start
+            while length:
+                size = min(length, region - offset % region)
+                parts.append(Part(request, offset, size, where))
+                offset, where, length = offset + size, where + size, length - size
+        request.left += len(parts)
+        return parts
+
+    def _feed(self, request: Request) -> None:
+        """Start the next parts of a WRITE_ZEROES, a few at a time."""
+        region = self.geometry.region_bytes
+        while request.cursor < request.length and request.left <= ZERO_PARTS:
+            offset = request.offset + request.cursor
+            size = min(request.length - request.cursor, region - offset % region, ZERO_BYTES)
+            request.cursor += size
+            request.left += 1
+            self.start(Part(request, offset, size, self.zeros))
+
+    def _part_done(self, request: Request, error: int) -> None:
+        if error and not request.error:
+            request.error = error
+        request.left -= 1
+        if request.operation == ZERO and request.left and request.cursor < request.length:
+            self._feed(request)
+        if not request.left:
+            request.done(request, request.error)
+
+    # ---- parts
+
+    def start(self, part: Part) -> None:
+        """Run the part, or queue it until I/O is admitted."""
+        if self.admitting:
+            self.running += 1
+            self.router.route(part)
+        else:
+            self._waiting.append(part)
+
+    def restart(self, parts: Sequence[Part]) -> None:
+        """Route anew parts that waited in a queue."""
+        for part in parts:
+            self.start(part)
+
+    def finish(self, part: Part) -> None:
+        """A running part is done (its ``error`` says how)."""
+        self.running -= 1
+        self._part_done(part.request, part.error)
+        self._check_drained()
+
+    def pause(self, part: Part) -> None:
+        """A running part has nothing in flight any more and is about to be put into a queue by the caller."""
+        self.running -= 1
+        self._check_drained()
+
+    def block(self, part: Part) -> None:
+        """A running part waits until a store or a copy buffer can serve it."""
+        self._blocked.append(part)
+        self.pause(part)
+
+    def block_rest(self, part: Part) -> None:
+        """A part that was just cut off a running one waits for a store, a copy buffer, or just the end of the turn."""
+        self._blocked.append(part)
+
+    def stall(self, part: Part) -> None:
+        """A running part met the deadline: it waits until the lease stands again."""
+        self._waiting.append(part)
+        self.set_stalled(True)
+        self.pause(part)
+
+    def wake(self) -> None:
+        """A store or a copy buffer may serve more than before: route the blocked parts anew, this turn."""
+        if self._blocked:
+            self.defer(self._restart_blocked)
+
+    def _restart_blocked(self) -> None:
+        blocked, self._blocked = self._blocked, deque()
+        self.restart(blocked)
+
+    def _published(self, parts: list[Part], waiting: list[Part]) -> None:
+        for part in parts:
+            part.left -= 1
+            if not part.left:
+                self.router.route(part)
+        self.restart(waiting)
+        self.wake()
+
+    def late(self) -> bool:
+        """Whether the lease's deadline has passed: what was just read must not be answered."""
+        return not self._gate()
+
+    # ---- admission
+
+    def set_stalled(self, stalled: bool) -> None:
+        """The deadline passed, or stands again."""
+        if stalled != self.stalled:
+            self.stalled = stalled
+            self.words[counters.STALLED] = int(stalled)
+            self.admit()
+
+    def freeze(self) -> None:
+        """The table is asked back, or changes: admit nothing new; ``on_drained`` when nothing runs."""
+        self.frozen, self.admitting = True, False
+        self._check_drained()
+
+    def thaw(self) -> None:
+        """The table is held and loaded."""
+        self.frozen = False
+        self.admit()
+
+    def admit(self) -> None:
+        """Start everything that waited, if I/O may run."""
+        self.admitting = self.held and not self.frozen and not self.stalled
+        if self.admitting:
+            waiting, self._waiting = self._waiting, deque()
+            self.restart(waiting)
+            self.wake()
+
+    def _check_drained(self) -> None:
+        if not self.running and self.frozen:
+            self.on_drained()
+
+    # ---- the turn of the loop
+
+    def defer(self, call: Callable[[], None]) -> None:
+        """Call at the end of this turn."""
+        if call not in self._deferred:
+            self._deferred.append(call)
+
+    def end_turn(self) -> None:
+        """After completions and events were handled: what they gathered becomes batches."""
+        self.copies.write_turn()
+        while self._deferred:
+            deferred, self._deferred = self._deferred, []
+            for call in deferred:
+                call()
+        self.words[counters.WAITING] = len(self._waiting) + len(self._blocked) + self.regions.waiting
+
+    def fail_all(self, error: int) -> None:
+        """Fenced, or stopping without a lease: answer everything that waits with ``error``."""
+        self.admitting = False
+        parts = [*self._waiting, *self._blocked, *self.regions.take_waiting()]
+        self._waiting.clear()
+        self._blocked.clear()
+        for part in parts:
+            self._part_done(part.request, error)
+
+    # ---- towards the lockspace
+
+    def committed(self) -> tuple[tuple[str, int], ...]:
+        """Entries committed in every store whose tail this member holds."""
+        return tuple(
+            (uuid, snapshot.store.core.count)
+            for uuid, snapshot in self.snapshots.items()
+            if snapshot.store is not None and snapshot.store.tail
+        )
+
+    def _want_region(self, region: int, mode: int) -> None:
+        self.send(Want(f"region/{region}", mode))
+
+    def _done_region(self, region: int, mode: int) -> None:
+        self.send(Done(f"region/{region}", mode, self.committed()))
+
+    def lost(self, snapshot: Snapshot, reason: str) -> None:
+        """A snapshot cannot be kept: the control process takes the table and invalidates it."""
+        if not snapshot.lost:
+            snapshot.lost = reason
+            self.router.overflow(snapshot, reason)
+
+    def notice(self, priority: int, event: str, **fields: Any) -> None:
+        """Log something through the control process."""
+        self.send(Notice(priority, event, tuple((key, str(value)) for key, value in fields.items())))
+
