@@ -45,8 +45,8 @@ class Ports(Protocol):
     def want_tail(self) -> None:
         """Ask for the tail, EX. The grant arrives at ``tail_granted``."""
 
-    def release_tail(self, committed: int, reserved: int) -> None:
-        """Give the tail back, announcing entries committed and the end of this member's extents."""
+    def release_tail(self, reserved: int) -> None:
+        """Give the tail back, announcing what was committed and the end of this member's extents."""
 
     def covered(self, old: int) -> bool:
         """Whether this member holds the lock (CR or EX) of the region of ``old``."""
@@ -167,9 +167,10 @@ class Clusterized:
         return max(1, min(EXTENT_CHUNKS, (self.core.layout.capacity - used) // EXTENT_FRACTION))
 
     def _release(self) -> None:
-        self.tail, self._revoked = NL, False
+        self._revoked = False
         self._owes_batch = self._owes_space = False
-        self._ports.release_tail(self.core.count, self.core.reserved_until)
+        self._ports.release_tail(self.core.reserved_until)
+        self.tail = NL
         self._step()
 
     def _catch_up(self, target: Counter) -> None:

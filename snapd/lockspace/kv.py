@@ -68,8 +68,20 @@ class Txn:
     success: tuple[Operation, ...]
     failure: tuple[Operation, ...] = ()
 
+    def writes(self) -> bool:
+        """Whether some branch changes something: only then can its outcome be ambiguous."""
+        return any(
+            operation.writes() if isinstance(operation, Txn) else not isinstance(operation, Range)
+            for operation in (*self.success, *self.failure)
+        )
+
 
 Operation = Put | Delete | Range | Txn
+
+
+def prefix_end(prefix: str) -> str:
+    """Return the ``range_end`` for every key that starts with ``prefix``."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 @dataclass(frozen=True, slots=True)

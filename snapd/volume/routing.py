@@ -224,6 +224,7 @@ class Router:
                 return
             new = self._take(part, snapshot, chunk)
             if not new:
+                assert not part.left, "a queued part must have nothing in flight"
                 return
             part.left += 1
             volume.copies.start(snapshot, chunk, new, region, part)
@@ -236,6 +237,7 @@ class Router:
         volume = self._volume
         return (
             not snapshot.lost
+            and self._current()
             and volume.regions.usable(region, EX)
             and chunk not in volume.copies.closing
             and volume.copies.buffers > 0

@@ -323,10 +323,8 @@ class _Ports:
     def want_tail(self) -> None:
         self._volume.send(Want(self._resource, EX))
 
-    def release_tail(self, committed: int, reserved: int) -> None:
-        others = tuple(pair for pair in self._volume.committed() if pair[0] != self._snapshot.spec.store)
-        told = (*others, (self._snapshot.spec.store, committed))
-        self._volume.send(Done(self._resource, NL, told, reserved))
+    def release_tail(self, reserved: int) -> None:
+        self._volume.send(Done(self._resource, NL, self._volume.committed(), reserved))
 
     def covered(self, old: int) -> bool:
         return self._volume.regions.held(self._region(old)) > NL

@@ -281,11 +281,15 @@ class Volume:
     # ---- towards the lockspace
 
     def committed(self) -> tuple[tuple[str, int], ...]:
-        """Entries committed in every store whose tail this member holds."""
+        """Entries committed in every store whose tail this member holds and has caught up with.
+
+        One that is still being re-read, or zeroed after a recovery, is left out: its number would be too low,
+        and would declare a tail trusted that is not.
+        """
         return tuple(
             (uuid, snapshot.store.core.count)
             for uuid, snapshot in self.snapshots.items()
-            if snapshot.store is not None and snapshot.store.tail
+            if snapshot.store is not None and snapshot.store.tail and snapshot.store.current
         )
 
     def _want_region(self, region: int, mode: int) -> None:

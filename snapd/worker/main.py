@@ -1,0 +1,190 @@
+"""csnap-io: owns the devices, the maps and the COW engine; serves NBD. One loop, one thread.
+
+A turn: handle what is ready (channel, NBD), look at the deadline, hand operations to the kernel, collect
+completions until none comes at once, make batches of what they gathered, send the replies.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from snapd import counters
+from snapd.blockdev.aio import AioEngine
+from snapd.blockdev.arena import Arena, SlotPool
+from snapd.blockdev.device import open_device
+from snapd.blockdev.sync import pread
+from snapd.clock import boottime
+from snapd.errors import CsnapError
+from snapd.exstore.base import StoreConfig
+from snapd.exstore.clusterized import OPTION, Clusterized
+from snapd.exstore.types import store_types
+from snapd.messages import (
+    Bumped,
+    Fatal,
+    FencedNotice,
+    Forget,
+    Grant,
+    Hello,
+    Invalidate,
+    Message,
+    Prepare,
+    Revived,
+    Revoke,
+    Stop,
+    Stopped,
+)
+from snapd.nbd.listener import listen
+from snapd.nbd.server import NbdServer
+from snapd.units import KIB, MIB, SECOND
+from snapd.volume.cow import Expected, opener
+from snapd.volume.table import Table
+from snapd.volume.volume import Geometry, Volume
+from snapd.worker.channel import Channel
+from snapd.worker.launch import WorkerSettings
+from snapd.worker.loop import READABLE, Loop
+
+EXIT_FENCED = 4
+
+COPY_BUFFER_BYTES = 16 * MIB
+"""Memory for chunks on their way to a COW device, whatever the chunk size; at most COPY_BUFFERS of them."""
+
+COPY_BUFFERS = 256
+
+SMALL_SLOTS, SMALL_SLOT = 256, 64 * KIB
+LARGE_SLOTS, LARGE_SLOT = 34, MIB
+"""Client buffers: one request of NBD's 32 MiB always fits, and small ones never wait for it."""
+
+TICK = SECOND // 4
+STALLED_TICK = SECOND // 50
+"""How soon a worker that stalls sees that its deadline moved."""
+
+
+class Worker:
+    """The composition of the I/O process; every decision is made in the rooms below."""
+
+    def __init__(self, settings: WorkerSettings, sock: socket.socket, deadline: memoryview, words: memoryview) -> None:
+        self._deadline = deadline
+        self._words = words
+        self._loop = Loop()
+        self._exit: int | None = None
+        self._stopping = False
+        self._channel = Channel(sock, self._loop, self._receive, self._orphaned)
+        origin = open_device(settings.origin, exclusive=settings.exclusive)
+        geometry = Geometry(
+            settings.chunk_bytes,
+            settings.region_bytes,
+            max(4, min(COPY_BUFFERS, COPY_BUFFER_BYTES // settings.chunk_bytes)),
+        )
+        slots = SlotPool.bytes_needed(SMALL_SLOTS, SMALL_SLOT, LARGE_SLOTS, LARGE_SLOT)
+        arena = Arena(slots + geometry.copy_buffers * geometry.chunk_bytes + 24 * max(MIB, geometry.chunk_bytes))
+        self._engine = AioEngine(arena, gate=self._may_write)
+        pool = SlotPool(arena, SMALL_SLOTS, SMALL_SLOT, LARGE_SLOTS, LARGE_SLOT)
+        self._volume = Volume(self._engine, origin, geometry, self._channel.send, self._may_write, boottime, words)
+        expected = Expected(settings.volume_uuid, origin, geometry.chunk_bytes)
+        self._table = Table(
+            self._volume,
+            opener(expected, lambda path: open_device(path, exclusive=settings.exclusive), pread),
+            store_maker(settings),
+            self._vanished,
+            boottime,
+        )
+        self._server = NbdServer(listen(settings.socket, 0o660), self._loop, self._volume, pool, arena, words, boottime)
+        self._loop.register(self._engine.fileno(), READABLE, self._completed)
+        words[counters.DIRECT] = int(origin.direct)
+        warnings = () if origin.direct else (f"{origin.path}: O_DIRECT refused, page cache used",)
+        self._channel.send(Hello(os.getpid(), origin.size, origin.logical_block, origin.identity, warnings))
+        self._handlers: dict[type[object], Callable[..., None]] = {
+            Grant: self._granted,
+            Revoke: self._table.revoked,
+            Bumped: self._table.bumped,
+            Prepare: self._table.prepare,
+            Forget: self._table.forget,
+            Invalidate: self._table.invalidate,
+            Revived: lambda message: None,  # the turn looks at the deadline itself
+            FencedNotice: self._fenced,
+            Stop: self._stop,
+        }
+
+    # ---- events
+
+    def _may_write(self) -> bool:
+        """The gate: the lease's deadline has not passed. 0 means that it was never granted."""
+        return boottime() < self._deadline[0]
+
+    def _receive(self, message: Message) -> None:
+        self._handlers[type(message)](message)
+
+    def _granted(self, grant: Grant) -> None:
+        self._table.granted(grant)
+        self._server.open()  # clients are accepted from the first table on
+
+    def _completed(self, events: int) -> None:
+        pass  # readable: the turn reaps
+
+    def _vanished(self, exports: list[object]) -> None:
+        for export in exports:
+            self._server.drop_export(export)
+
+    def _orphaned(self) -> None:
+        self._exit = 1
+
+    def _fenced(self, message: FencedNotice) -> None:
+        self._exit = EXIT_FENCED
+
+    def _stop(self, message: Stop) -> None:
+        self._stopping = True
+        self._server.stop()
+
+    # ---- the loop
+
+    def run(self) -> int:
+        """Serve until told to stop; return the exit code."""
+        volume, engine, words = self._volume, self._engine, self._words
+        next_tick = 0
+        again = False
+        while self._exit is None:
+            pause = STALLED_TICK if volume.stalled else TICK
+            self._loop.turn(0 if again else pause / SECOND)
+            now = boottime()
+            volume.set_stalled(now >= self._deadline[0])
+            engine.kick()
+            while engine.reap():
+                volume.end_turn()
+                engine.kick()
+            volume.end_turn()
+            engine.kick()
+            again = self._server.end_turn(now)
+            if now >= next_tick:
+                next_tick = now + TICK
+                self._table.tick()
+                self._server.tick(now)
+            words[counters.HEARTBEAT] = now
+            if self._stopping and self._server.idle and not volume.running:
+                self._channel.send(Stopped(volume.committed()))
+                self._exit = 0
+        if self._exit:
+            engine.abort_queued(5)
+            volume.fail_all(5)
+            self._server.end_turn(boottime())
+        return self._exit
+
+
+def store_maker(settings: WorkerSettings) -> Callable[[StoreConfig], Clusterized]:
+    """Return the function that makes stores of the configured type."""
+    kind = store_types().find(settings.store_type)
+
+    def make(config: StoreConfig) -> Clusterized:
+        from dataclasses import replace
+
+        store = kind(replace(config, options=(OPTION + settings.volume_uuid,)))
+        if not isinstance(store, Clusterized):
+            raise CsnapError(f"store type {settings.store_type!r}: not a clusterized one")
+        return store
+
+    return make
