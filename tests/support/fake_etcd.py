@@ -13,6 +13,7 @@ and responses overtake one another as ``fault`` delays them.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,6 +22,7 @@ from snapd.lockspace.kv import (
     Event,
     Failure,
     LeaseResult,
+    Put,
     Range,
     RangeResult,
     Txn,
@@ -206,8 +208,10 @@ class FakeEtcd:
                 stream.send(WatchEvents(tuple(event for _, events in past for event in events), past[-1][0]))
 
     def close_stream(self, stream: FakeWatch) -> None:
-        if stream in self._streams:
-            self._streams.remove(stream)
+        self._streams = [other for other in self._streams if other is not stream]
+
+    def close_streams(self, client: FakeClient) -> None:
+        self._streams = [other for other in self._streams if other.owner is not client]
 
     def serves(self, stream: FakeWatch) -> bool:
         return stream in self._streams
@@ -248,8 +252,9 @@ class FakeClient:
         self.etcd = etcd
         self.lineage = Lineage()
         self._reachable = True
-        self._paused: list[Callable[[], None]] | None = None
-        self._cut_off: list[Callable[[], None]] = []
+        self._paused = False
+        self._cut_off: deque[Callable[[], None]] = deque()  # stream messages that wait for the network
+        self._inbox: deque[Callable[[], None]] = deque()  # what waits for the process to run again
         self._dead = False
 
     @property
@@ -260,32 +265,40 @@ class FakeClient:
     def reachable(self, value: bool) -> None:
         """Calls are lost meanwhile; watch streams are TCP: what they missed arrives afterwards."""
         self._reachable = value
-        if value:
-            waiting, self._cut_off = self._cut_off, []
-            for delivery in waiting:
-                self.etcd.scheduler.call_soon(delivery)
+        self.etcd.scheduler.call_soon(self._catch_up)
 
     def pause(self) -> None:
         """SIGSTOP: nothing is delivered until ``resume``."""
-        self._paused = self._paused or []
+        self._paused = True
 
     def resume(self) -> None:
-        waiting, self._paused = self._paused or [], None
-        for delivery in waiting:
-            self.etcd.scheduler.call_soon(lambda delivery=delivery: self.deliver(delivery))  # type: ignore[misc]
+        self._paused = False
+        self.etcd.scheduler.call_soon(self._work_off)
 
     def kill(self) -> None:
         """SIGKILL: nothing is delivered ever again; what was sent may still be applied."""
         self._dead = True
-        for stream in [s for s in self.etcd._streams if s.owner is self]:
-            self.etcd.close_stream(stream)
+        self.etcd.close_streams(self)
 
     def deliver(self, delivery: Callable[[], None]) -> None:
-        """Hand something to the owner."""
-        if self._paused is not None:
-            self._paused.append(delivery)
-        elif not self._dead:
-            delivery()
+        """Hand something to the owner, in order."""
+        self._inbox.append(delivery)
+        self._work_off()
+
+    def deliver_stream(self, delivery: Callable[[], None]) -> None:
+        """A message of a watch stream has come as far as this host's network."""
+        self._cut_off.append(delivery)
+        self._catch_up()
+
+    def _work_off(self) -> None:
+        while self._inbox and not self._paused:
+            delivery = self._inbox.popleft()
+            if not self._dead:
+                delivery()
+
+    def _catch_up(self) -> None:
+        while self._cut_off and self._reachable:
+            self.deliver(self._cut_off.popleft())
 
     def txn(self, txn: Txn, timeout: int, done: Callable[[TxnResult | Failure], None]) -> None:
         self._call("txn", txn, timeout, lambda: self.etcd.txn(txn), lambda result, revision: done(result), txn.writes())
@@ -344,8 +357,8 @@ class FakeClient:
             finished = True
             timer.cancel()
             if cluster_id and not isinstance(result, Failure):
-                counted = 0 if kind == "lease_keepalive" else revision
-                lost = self.lineage.check(cluster_id, counted, min(floor, counted) if not counted else floor)
+                lags = kind == "lease_keepalive"
+                lost = self.lineage.check(cluster_id) if lags else self.lineage.check(cluster_id, revision, floor)
                 if lost is not None:
                     done(lost, 0)
                     return
@@ -401,17 +414,11 @@ class FakeWatch:
         if not fault.drop_response:  # a hung stream; TCP loses nothing in the middle
             scheduler = self.owner.etcd.scheduler
             self._last = max(self._last, scheduler.now() + self.owner.etcd.latency + fault.response_delay)
-            scheduler.call_at(self._last, lambda: self._arrive(notice))
+            scheduler.call_at(self._last, lambda: self.owner.deliver_stream(lambda: self._tell(notice)))
 
     def _progress(self) -> None:
         if self.owner.etcd.serves(self):
             self.send(WatchProgress())
-
-    def _arrive(self, notice: Notice) -> None:
-        if not self.owner._reachable:
-            self.owner._cut_off.append(lambda: self._arrive(notice))
-        else:
-            self.owner.deliver(lambda: self._tell(notice))
 
     def _tell(self, notice: Notice) -> None:
         if not self._ended:
@@ -421,6 +428,4 @@ class FakeWatch:
 
 def _puts_at_top(txn: Txn) -> bool:
     """etcd counts the space that a transaction may need without looking into nested ones."""
-    from snapd.lockspace.kv import Put
-
     return any(isinstance(operation, Put) for operation in (*txn.success, *txn.failure))
