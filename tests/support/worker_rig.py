@@ -13,6 +13,7 @@ from uuid import uuid4
 from snapd import counters
 from tests.support.mem_engine import MemoryArena as Arena
 from tests.support.mem_engine import MemoryDevice, MemoryEngine
+from snapd.errors import Refused
 from snapd.exstore.clusterized import OPTION, Clusterized
 from snapd.exstore.base import StoreConfig
 from snapd.exstore.types import store_types
@@ -151,6 +152,8 @@ class Rig:
         return device
 
     def device(self, path: str) -> MemoryDevice:
+        if path not in self.devices:
+            raise Refused(f"{path}: no such device")
         return self.devices[path].open()
 
     def peek(self, device: MemoryDevice, offset: int, length: int) -> bytes:

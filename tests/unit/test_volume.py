@@ -1,0 +1,575 @@
+"""The volume: routing through the stack, copy-outs, region locks, admission. Hosts share devices in memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from snapd.errors import Refused
+from snapd.messages import CR, EX, NL, Done, Grant, Overflow, Revoke, SnapshotSpec, Want
+from snapd.volume.cow import Expected, verify
+from snapd.volume.request import FLUSH, READ, TRIM, WRITE
+from tests.support.worker_rig import CHUNK, VOLUME_UUID, Host, Rig
+
+
+def chunk(index: int) -> bytes:
+    return bytes([index % 251 + 1]) * CHUNK
+
+
+def start_write(host: Host, export: str, offset: int, data: bytes) -> list[int]:
+    answers: list[int] = []
+    host.submit(host.export(export), WRITE, offset, data, lambda error, _: answers.append(error))
+    return answers
+
+
+def start_read(host: Host, export: str, offset: int, length: int) -> list[tuple[int, bytes]]:
+    answers: list[tuple[int, bytes]] = []
+    host.submit(host.export(export), READ, offset, length, lambda error, data: answers.append((error, data)))
+    return answers
+
+
+def settle(host: Host) -> None:
+    """Complete this host's I/O without delivering any message."""
+    while host.reap_one():
+        pass
+
+
+# ---- no snapshot
+
+
+def test_without_a_snapshot_io_needs_only_the_table() -> None:
+    """Origin I/O takes no region or tail lock while there is no snapshot."""
+    rig = Rig()
+    assert rig.write(rig.hosts[0], "origin", CHUNK, b"n" * CHUNK) == 0
+    assert rig.read(rig.hosts[0], "origin", CHUNK, CHUNK) == b"n" * CHUNK
+    assert set(rig.locks.holds) == {"table"}
+
+
+def test_a_request_before_the_table_is_granted_waits() -> None:
+    """Nothing runs before the table was read: the request is answered after the grant."""
+    rig = Rig()
+    rig.hosts[0].volume.freeze()
+    answers = start_read(rig.hosts[0], "origin", 0, CHUNK)
+    rig.run()
+    assert not answers
+    rig.hosts[0].volume.thaw()
+    rig.hosts[0].turn()
+    rig.run()
+    assert answers == [(0, chunk(0))]
+
+
+def test_partial_unaligned_and_long_requests_reach_the_origin() -> None:
+    """Requests that start and end within chunks, or span regions, write and read exactly their bytes."""
+    rig = Rig(origin_chunks=64, region_chunks=4)
+    rig.snapshot("s1")
+    expected = bytearray(rig.origin.data)
+    for offset, length in [(512, 512), (CHUNK - 512, 1024), (3 * CHUNK + 512, 9 * CHUNK), (0, 16 * CHUNK)]:
+        data = bytes([offset % 250]) * length
+        assert rig.write(rig.hosts[0], "origin", offset, data) == 0
+        expected[offset : offset + length] = data
+        assert rig.read(rig.hosts[0], "origin", offset, length) == data
+    assert rig.origin.data == expected
+    assert rig.read_all(rig.hosts[0], "snapshot/s1") == b"".join(map(chunk, range(64)))
+
+
+def test_the_last_chunk_of_an_origin_that_ends_within_it() -> None:
+    """An origin that is no multiple of the chunk: its last chunk is copied up to the origin's end."""
+    rig = Rig(origin_chunks=8)
+    rig.origin.size -= CHUNK - 512
+    rig.hosts[0].volume.origin.size = rig.origin.size
+    rig.snapshot("s1")
+    assert rig.write(rig.hosts[0], "origin", 7 * CHUNK, b"n" * 512) == 0
+    assert rig.read(rig.hosts[0], "snapshot/s1", 7 * CHUNK, 512) == chunk(7)[:512]
+
+
+# ---- the life of a copy-out
+
+
+def test_a_write_waits_for_the_region_and_the_copy() -> None:
+    """Origin write to a chunk the snapshot does not own: region EX, copy, commit, and only then the write."""
+    rig = Rig()
+    spec = rig.snapshot("s1")
+    host = rig.hosts[0]
+    answers = start_write(host, "origin", 0, b"n" * CHUNK)
+    settle(host)
+    assert host.port.outbox[0] == Want("region/0", EX) and rig.origin.peek(0, CHUNK) == chunk(0)
+    rig.run()
+    assert answers == [0] and rig.origin.peek(0, CHUNK) == b"n" * CHUNK
+    assert rig.devices[spec.path].peek(2 * CHUNK, CHUNK) == chunk(0)
+
+
+def test_the_origin_is_unchanged_until_the_exception_is_durable() -> None:
+    """At every step before the metadata write has completed, the origin still has its old content."""
+    rig = Rig()
+    spec = rig.snapshot("s1")
+    start_write(rig.hosts[0], "origin", 0, b"n" * CHUNK)
+    entry = lambda: rig.devices[spec.path].peek(CHUNK, 16)  # noqa: E731
+    while rig.step():
+        if rig.origin.peek(0, CHUNK) != chunk(0):
+            assert entry() == (0).to_bytes(8, "little") + (2).to_bytes(8, "little")
+
+
+def test_other_writes_to_the_chunk_queue_behind_the_copy() -> None:
+    """Two writes to one chunk share one copy; both are answered after it."""
+    rig = Rig()
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    first = start_write(host, "origin", 0, b"a" * 512)
+    second = start_write(host, "origin", 512, b"b" * 512)
+    rig.run()
+    assert first == second == [0] and host.volume.stack[0].store.core.count == 1
+
+
+def test_neighbours_are_copied_with_one_write() -> None:
+    """The copies of a multi-chunk write go to the COW device together, and commit as one batch."""
+    rig = Rig(copy_buffers=8)
+    spec = rig.snapshot("s1")
+    rig.write(rig.hosts[0], "origin", 0, b"n" * CHUNK)  # the extent is there now
+    device = rig.hosts[0].volume.stack[0].device
+    device.log = []
+    answers = start_write(rig.hosts[0], "origin", CHUNK, b"n" * 4 * CHUNK)
+    while rig.hosts[0].engine.reap():  # whole turns, as in the worker's loop
+        rig.hosts[0].turn()
+    assert answers == [0]
+    writes = [offset for kind, offset, _ in device.log if kind == "write"]
+    assert writes == [3 * CHUNK, 4 * CHUNK, 5 * CHUNK, 6 * CHUNK, CHUNK]
+    assert [kind for kind, _, _ in device.log].count("flush") == 1
+    assert rig.devices[spec.path].peek(3 * CHUNK, CHUNK) == chunk(1)
+
+
+def test_more_chunks_than_buffers_are_copied_piece_by_piece() -> None:
+    """A write of more chunks than there are copy buffers is answered all the same."""
+    rig = Rig(copy_buffers=2)
+    rig.snapshot("s1")
+    assert rig.write(rig.hosts[0], "origin", 0, b"n" * 16 * CHUNK) == 0
+    assert rig.read_all(rig.hosts[0], "snapshot/s1") == b"".join(map(chunk, range(64)))
+
+
+def test_write_zeroes_copies_out_first_and_trim_changes_nothing() -> None:
+    """WRITE_ZEROES is a write; TRIM is answered and changes nothing."""
+    rig = Rig()
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    assert rig.zero(host, "origin", 512, 40 * CHUNK) == 0
+    assert rig.origin.peek(512, 40 * CHUNK) == bytes(40 * CHUNK)
+    answers: list[int] = []
+    host.submit(host.export("origin"), TRIM, 0, 50 * CHUNK, lambda error, _: answers.append(error))
+    assert answers == [0] and rig.origin.peek(0, 512) == chunk(0)[:512]
+    assert rig.read_all(host, "snapshot/s1") == b"".join(map(chunk, range(64)))
+
+
+def test_flush_reaches_the_device_of_the_export() -> None:
+    """FLUSH on the origin flushes the origin, on a snapshot its COW device; errors come back."""
+    rig = Rig()
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    host.volume.stack[0].device.fail = lambda kind, offset: 5 if kind == "flush" else 0
+    assert rig.flush(host, "origin") == 0
+    assert rig.flush(host, "snapshot/s1") == 5
+
+
+# ---- reads of a snapshot
+
+
+def test_a_hit_needs_no_lock() -> None:
+    """A committed exception is read without a region lock, also while another host holds the region."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    assert rig.read(b, "snapshot/s1", 0, CHUNK) == chunk(0)
+    rig.write(a, "origin", CHUNK, b"n" * CHUNK)
+    assert rig.locks.holds["region/0"] == {"host-a": EX}
+    before = rig.locks.grants
+    assert rig.read(b, "snapshot/s1", 0, CHUNK) == chunk(0)
+    assert rig.locks.grants == before
+
+
+def test_a_miss_needs_the_region_and_is_final_under_a_cached_hold() -> None:
+    """The first miss takes the region's CR; later misses in the region ask for nothing."""
+    rig = Rig()
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    assert rig.read(host, "snapshot/s1", 0, CHUNK) == chunk(0)
+    assert rig.locks.holds["region/0"] == {"host-a": CR}
+    before = rig.locks.grants
+    assert rig.read(host, "snapshot/s1", CHUNK, CHUNK) == chunk(1)
+    assert rig.locks.grants == before
+
+
+def test_a_miss_below_a_newer_stores_hit_needs_the_region_too() -> None:
+    """Falling through a level needs the lock even if the next newer store has the chunk."""
+    rig = Rig(hosts=2)
+    rig.snapshot("old")
+    rig.snapshot("new")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    answers = start_read(b, "snapshot/old", 0, CHUNK)
+    settle(b)
+    assert not answers and Want("region/0", CR) in b.port.outbox
+    rig.run()
+    assert answers == [(0, chunk(0))]
+
+
+def test_seed_defect_16_a_read_through_the_snapshot_never_sees_the_new_origin() -> None:
+    """The region is given away only after the read has its data; the other host's write waits for that."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.read(a, "snapshot/s1", 0, CHUNK)
+    answers = start_read(a, "snapshot/s1", CHUNK, CHUNK)
+    start_write(b, "origin", CHUNK, b"n" * CHUNK)
+    while rig.locks.deliver() or (b.port.inbox and not b.receive(b.port.inbox.popleft())) or b.reap_one():
+        pass
+    a.receive(a.port.inbox.popleft())
+    assert not any(isinstance(message, Done) for message in a.port.outbox), "the region was given away under a read"
+    assert rig.origin.peek(CHUNK, CHUNK) == chunk(1)
+    rig.run()
+    assert answers == [(0, chunk(1))] and rig.origin.peek(CHUNK, CHUNK) == b"n" * CHUNK
+
+
+def test_a_copy_is_not_committed_while_a_read_looks_at_the_origin() -> None:
+    """Another host may act on an entry as soon as it can be read: this host's reads of the chunk end first."""
+    rig = Rig()
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    rig.write(host, "origin", 0, b"n" * CHUNK)  # region EX, tail and extent are cached
+    answers = start_read(host, "snapshot/s1", CHUNK, CHUNK)
+    read = host.engine._running.pop()  # its completion is held back
+    start_write(host, "origin", CHUNK, b"n" * CHUNK)
+    rig.run()
+    assert host.volume.stack[0].store.core.count == 1 and rig.origin.peek(CHUNK, CHUNK) == chunk(1)
+    late = start_read(host, "snapshot/s1", CHUNK, 512)
+    rig.run()
+    assert not late, "a read began while the chunk was about to be committed"
+    host.engine._running.append(read)
+    rig.run()
+    assert answers == [(0, chunk(1))] and late == [(0, chunk(1)[:512])]
+    assert rig.origin.peek(CHUNK, CHUNK) == b"n" * CHUNK
+
+
+def test_a_read_that_arrives_after_the_deadline_is_repeated_not_answered() -> None:
+    """Data that arrived past the lease's deadline may be of after a take-over: it is read again after revival."""
+    rig = Rig()
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    rig.read(host, "snapshot/s1", 0, CHUNK)
+    answers = start_read(host, "snapshot/s1", CHUNK, CHUNK)
+    host.lease = False
+    rig.run()
+    assert not answers
+    host.lease = True
+    host.turn()
+    rig.run()
+    assert answers == [(0, chunk(1))]
+
+
+def test_past_the_deadline_no_write_reaches_a_device() -> None:
+    """Writes that were queued before the deadline stay queued behind it, and go out after revival."""
+    rig = Rig()
+    host = rig.hosts[0]
+    answers: list[int] = []
+    host.volume.set_stalled(False)
+    host.lease = False
+    start = start_write(host, "origin", 0, b"n" * CHUNK)
+    rig.run()
+    assert not start and rig.origin.peek(0, CHUNK) == chunk(0) and not answers
+    host.lease = True
+    host.turn()
+    rig.run()
+    assert start == [0] and rig.origin.peek(0, CHUNK) == b"n" * CHUNK
+
+
+# ---- locks between hosts
+
+
+def test_a_bast_waits_for_the_batch_that_the_regions_chunks_are_in() -> None:
+    """A region asked back is given up only when its copies are published."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    start_write(a, "origin", CHUNK, b"n" * CHUNK)
+    start_read(b, "snapshot/s1", 2 * CHUNK, CHUNK)
+    while b.port.outbox:
+        rig.locks.deliver()
+    a.receive(a.port.inbox.popleft())
+    assert a.volume.regions.held(0) == EX and not a.port.outbox
+    settle(a)
+    released = [message for message in a.port.outbox if isinstance(message, Done)]
+    assert released and released[0].resource == "region/0" and released[0].committed[0][1] == 2
+
+
+def test_a_part_that_waits_for_a_region_is_not_in_flight() -> None:
+    """Two hosts that each wait for the other's region both answer basts: nobody waits for ever."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    rig.write(b, "origin", 16 * CHUNK, b"n" * CHUNK)
+    across = [start_write(a, "origin", 17 * CHUNK, b"x" * CHUNK), start_write(b, "origin", CHUNK, b"y" * CHUNK)]
+    rig.run()
+    assert across == [[0], [0]]
+
+
+def test_a_frozen_host_still_answers_region_and_tail_basts() -> None:
+    """While the table drains, a host whose copies need another host's tail gets it."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    rig.write(b, "origin", 16 * CHUNK, b"n" * CHUNK)
+    start = start_write(a, "origin", 2 * CHUNK, b"x" * CHUNK)
+    b.volume.freeze()
+    rig.run()
+    assert start == [0]
+
+
+def test_upgrading_drains_the_reads_first() -> None:
+    """EX wanted under CR: the reads under the CR end before the Want is sent."""
+    rig = Rig()
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    rig.read(host, "snapshot/s1", 0, CHUNK)
+    start_read(host, "snapshot/s1", CHUNK, CHUNK)
+    start_write(host, "origin", 2 * CHUNK, b"n" * CHUNK)
+    assert not host.port.outbox
+    settle(host)
+    assert host.port.outbox[0] == Want("region/0", EX) and host.volume.regions.held(0) == NL
+
+
+def test_a_table_bast_waits_for_what_runs_and_admits_nothing_new() -> None:
+    """Taking a snapshot drains every host: what runs is finished, what comes waits."""
+    rig = Rig()
+    host = rig.hosts[0]
+    running = start_write(host, "origin", 0, b"n" * CHUNK)
+    host.receive(Revoke("table", NL))
+    waiting = start_write(host, "origin", CHUNK, b"n" * CHUNK)
+    assert not host.port.outbox
+    settle(host)
+    assert running == [0] and not waiting
+    assert host.port.outbox[0] == Done("table", NL, ())
+
+
+def test_everything_acknowledged_before_is_in_the_snapshot_and_nothing_after() -> None:
+    """A write that waits for the table to come back is not in the snapshot; one answered before is."""
+    rig = Rig(hosts=2)
+    a, b = rig.hosts
+    rig.write(b, "origin", 0, b"b" * CHUNK)
+    spec = rig.snapshot("s1", run=False)
+    while not a.volume.frozen or not b.volume.frozen:
+        rig.step()
+    late = start_write(b, "origin", 0, b"l" * CHUNK)
+    rig.run()
+    assert late == [0] and rig.read(a, "snapshot/s1", 0, CHUNK) == b"b" * CHUNK
+    assert spec.name in {export.name[9:] for export in a.volume.exports()}
+
+
+# ---- the stack
+
+
+def test_an_origin_write_is_copied_once_into_the_newest_snapshot() -> None:
+    """Two snapshots: one copy, in the newest; the older one reads it through."""
+    rig = Rig(hosts=2)
+    rig.snapshot("old")
+    rig.write(rig.hosts[0], "origin", 0, b"1" * CHUNK)
+    rig.snapshot("new")
+    rig.write(rig.hosts[1], "origin", 0, b"2" * CHUNK)
+    rig.write(rig.hosts[1], "origin", CHUNK, b"2" * CHUNK)
+    new, old = rig.hosts[1].volume.stack
+    assert (new.store.core.count, old.store.core.count) == (2, 1)
+    for host in rig.hosts:
+        assert rig.read(host, "snapshot/old", 0, 2 * CHUNK) == chunk(0) + chunk(1)
+        assert rig.read(host, "snapshot/new", 0, 2 * CHUNK) == b"1" * CHUNK + chunk(1)
+
+
+def test_a_write_to_a_snapshot_copies_for_the_next_older_one_first() -> None:
+    """The older snapshot keeps what it showed, the newer one changes, the origin is untouched."""
+    rig = Rig(hosts=2)
+    rig.snapshot("old", writable=True)
+    rig.snapshot("new", writable=True)
+    a, b = rig.hosts
+    assert rig.write(a, "snapshot/new", 512, b"w" * 512) == 0
+    for host in rig.hosts:
+        assert rig.read(host, "snapshot/new", 0, CHUNK) == chunk(0)[:512] + b"w" * 512 + chunk(0)[1024:]
+        assert rig.read(host, "snapshot/old", 0, CHUNK) == chunk(0)
+        assert rig.read(host, "origin", 0, CHUNK) == chunk(0)
+    assert rig.write(b, "snapshot/new", 1024, b"v" * 512) == 0
+    assert rig.read(a, "snapshot/new", 512, 1024) == b"w" * 512 + b"v" * 512
+
+
+def test_a_write_that_covers_a_whole_chunk_of_a_snapshot_copies_nothing() -> None:
+    """Whole chunks go straight to the new chunk; the partial ends of the request are copied."""
+    rig = Rig()
+    rig.snapshot("s1", writable=True)
+    host = rig.hosts[0]
+    data = b"h" * 512 + b"i" * CHUNK + b"j" * CHUNK + b"t" * 512
+    assert rig.write(host, "snapshot/s1", 2 * CHUNK - 512, data) == 0
+    assert rig.read(host, "snapshot/s1", 2 * CHUNK - 512, len(data)) == data
+    assert rig.read(host, "snapshot/s1", CHUNK, 512) == chunk(1)[:512]
+    assert rig.read(host, "snapshot/s1", 4 * CHUNK + 512, 512) == chunk(4)[:512]
+    from snapd import counters
+
+    assert host.words[counters.COPIES] == 4 and rig.origin.data[: 64 * CHUNK] == b"".join(map(chunk, range(64)))
+
+
+def test_a_read_only_snapshot_refuses_writes() -> None:
+    """EPERM, and nothing changes."""
+    rig = Rig()
+    rig.snapshot("s1")
+    assert rig.write(rig.hosts[0], "snapshot/s1", 0, b"w" * 512) == 1
+    assert rig.hosts[0].volume.stack[0].store.core.count == 0
+
+
+# ---- losing and dropping
+
+
+def test_seed_defect_15_an_invalidated_snapshot_is_noticed_everywhere() -> None:
+    """A hit that was cached before the invalidation gives EIO on the other host, not old data."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1", cow_chunks=8)
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    assert rig.read(b, "snapshot/s1", 0, CHUNK) == chunk(0)
+    assert rig.write(a, "origin", CHUNK, b"n" * 12 * CHUNK) == 0
+    answers = start_read(b, "snapshot/s1", 0, CHUNK)
+    rig.run()
+    assert answers[0][0] == 5
+
+
+def test_until_the_table_says_so_nobody_skips_a_copy() -> None:
+    """Overflow: the write that cannot be copied stalls until the snapshot is invalid in the table."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1", cow_chunks=3)
+    a, _ = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    stalled = start_write(a, "origin", CHUNK, b"n" * CHUNK)
+    settle(a)
+    while not any(isinstance(message, Overflow) for message in a.port.outbox):
+        assert rig.step()
+    settle(a)
+    assert not stalled and rig.origin.peek(CHUNK, CHUNK) == chunk(1)
+    rig.run()
+    assert stalled == [0]
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "flush"])
+def test_a_device_error_in_a_copy_costs_the_snapshot_not_the_write(kind: str) -> None:
+    """An error of the COW device (or of the old chunk's read) invalidates; the origin's writer sees none."""
+    rig = Rig()
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    snapshot = host.volume.stack[0]
+    if kind == "read":
+        failed: list[int] = []
+        rig.origin.fail = lambda what, offset: failed.append(1) or 5 if what == "read" and not failed else 0
+    else:
+        snapshot.device.fail = lambda what, offset: 5 if what == kind else 0
+    assert rig.write(host, "origin", 0, b"n" * CHUNK) == 0
+    assert rig.locks.snapshots[0].state == "invalid"
+
+
+def test_an_error_is_reported_to_exactly_its_request() -> None:
+    """One bad sector of the origin: that read fails, its neighbours do not."""
+    rig = Rig()
+    host = rig.hosts[0]
+    rig.origin.fail = lambda kind, offset: 5 if offset == 2 * CHUNK else 0
+    answers = [start_read(host, "origin", index * CHUNK, CHUNK) for index in range(4)]
+    rig.run()
+    assert [answer[0][0] for answer in answers] == [0, 0, 5, 0]
+
+
+def test_dropping_a_snapshot_closes_its_device_and_frees_its_tail() -> None:
+    """After a drop the export is gone, the device is closed, and origin writes copy nothing."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    device = a.volume.stack[0].device
+    rig.drop("s1")
+    assert device.closed and not a.volume.stack and [export.name for export in b.volume.exports()] == ["origin"]
+    assert not any(holds for resource, holds in rig.locks.holds.items() if resource.startswith("tail/"))
+    assert rig.write(b, "origin", CHUNK, b"n" * CHUNK) == 0
+
+
+def test_a_name_may_be_used_again() -> None:
+    """A snapshot of the same name later is another store: nothing of the first shows."""
+    rig = Rig()
+    host = rig.hosts[0]
+    rig.snapshot("s1")
+    rig.write(host, "origin", 0, b"1" * CHUNK)
+    rig.drop("s1")
+    rig.devices.pop("cow-s1")
+    rig.snapshot("s1")
+    assert rig.read(host, "snapshot/s1", 0, CHUNK) == b"1" * CHUNK
+
+
+def test_a_member_that_cannot_open_a_cow_device_serves_nothing() -> None:
+    """Without the COW device this host could not keep the snapshot: its I/O waits until it can be opened."""
+    rig = Rig(hosts=2)
+    a, b = rig.hosts
+    spec = rig.format("s1", 64)
+    device = rig.devices.pop(spec.path)
+    rig.locks.change_table(a.name, lambda: rig.locks.take(spec))
+    rig.run()
+    start = start_write(b, "origin", 0, b"n" * CHUNK)
+    rig.run()
+    assert not start and not b.volume.admitting
+    rig.devices[spec.path] = device
+    for host in rig.hosts:
+        host.now += 10**10
+        host.table.tick()
+        host.turn()
+    rig.run()
+    assert start == [0] and rig.read(a, "snapshot/s1", 0, CHUNK) == chunk(0)
+
+
+def test_seed_defect_20_a_wrong_cow_device_is_refused_by_name() -> None:
+    """The sidecar ties a COW device to its volume, store, snapshot and origin: anything else is refused."""
+    rig = Rig()
+    spec = rig.format("s1", 64)
+    device = rig.devices[spec.path]
+    expected = Expected(VOLUME_UUID, rig.origin, CHUNK)
+    verify(expected, spec, device, device.peek(0, 512))
+    other = SnapshotSpec("s2", spec.store, spec.path, "active", False, 1)
+    with pytest.raises(Refused, match="snapshot is s1, expected s2"):
+        verify(expected, other, device, device.peek(0, 512))
+    with pytest.raises(Refused, match="volume is .* expected 00000000"):
+        verify(Expected("00000000-0000-0000-0000-000000000000", rig.origin, CHUNK), spec, device, device.peek(0, 512))
+    device.poke(16, bytes(496))
+    with pytest.raises(Refused, match="no sidecar"):
+        verify(expected, spec, device, device.peek(0, 512))
+    with pytest.raises(Refused, match="the origin itself"):
+        verify(expected, spec, rig.origin, device.peek(0, 512))
+
+
+def test_a_store_newer_than_the_table_says_is_refused() -> None:
+    """etcd restored from a backup: the device's generation is beyond the table's."""
+    rig = Rig()
+    spec = rig.format("s1", 64)
+    device = rig.devices[spec.path]
+    older = SnapshotSpec(spec.name, spec.store, spec.path, "active", False, 0)
+    with pytest.raises(Refused, match="set back in time"):
+        verify(Expected(VOLUME_UUID, rig.origin, CHUNK), older, device, device.peek(0, 512))
+
+
+def test_a_grant_of_a_tail_whose_snapshot_is_gone_is_given_back() -> None:
+    """Messages cross: a tail granted after the drop is released at once."""
+    rig = Rig()
+    host = rig.hosts[0]
+    host.receive(Grant("tail/3a0e8a70-6d8a-4c8f-a3a5-0f2f4f0f6a10", EX, 5))
+    assert host.port.outbox[-1] == Done("tail/3a0e8a70-6d8a-4c8f-a3a5-0f2f4f0f6a10", NL)
+
+
+def test_flush_before_any_grant_waits_too() -> None:
+    """Every kind of request waits for admission; none is lost."""
+    rig = Rig()
+    host = rig.hosts[0]
+    host.volume.freeze()
+    answers: list[int] = []
+    host.submit(host.export("origin"), FLUSH, 0, 0, lambda error, _: answers.append(error))
+    rig.run()
+    assert not answers
+    host.volume.thaw()
+    host.turn()
+    rig.run()
+    assert answers == [0]
