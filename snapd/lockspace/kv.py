@@ -137,12 +137,26 @@ class WatchLost:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call that brought no answer. ``ambiguous``: it may have been, or may yet be, applied."""
+    """A call that brought no answer. ``ambiguous``: it may have been, or may yet be, applied (never a read).
+
+    ``no_space``: no transaction with a put will succeed until an administrator acts. ``wrong_cluster``: another
+    etcd, or an older state of it, answers. ``refused``: the same request will be refused again.
+    """
 
     message: str
     ambiguous: bool
     no_space: bool = False
     wrong_cluster: bool = False
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What one member says of itself. ``alarms``: its complaints in its own words, "alarm:NOSPACE" among them."""
+
+    version: str
+    db_size: int  # bytes
+    alarms: tuple[str, ...]
 
 
 class Kv(Protocol):

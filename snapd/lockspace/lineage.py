@@ -25,7 +25,7 @@ class Lineage:
             return _lost(f"etcd cluster {cluster_id:x} answers, expected {self._cluster_id:x}")
         self._cluster_id = cluster_id
         if revision < floor:
-            return _lost(f"etcd answers at revision {revision}, revision {floor} was seen before: restored from a backup?")
+            return _lost(f"etcd answers at revision {revision}, expected at least {floor}: restored from a backup?")
         self.newest = max(self.newest, revision)
         return None
 

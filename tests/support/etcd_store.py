@@ -1,7 +1,7 @@
 """etcd's multi-version store in memory: revisions, transactions and their checks, history. No time, no network.
 
-Follows etcd 3.4/3.5: server/etcdserver/apply.go, api/v3rpc/key.go (checks) and mvcc/kvstore_txn.go. A revision belongs to a transaction
-that changed something; deleting nothing changes nothing, putting an equal value does.
+Follows etcd 3.4 and 3.5: etcdserver/apply.go, api/v3rpc/key.go (checks) and mvcc/kvstore_txn.go. A revision belongs
+to a transaction that changed something; deleting nothing changes nothing, putting an equal value does.
 """
 
 from __future__ import annotations
