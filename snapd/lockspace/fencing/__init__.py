@@ -1,0 +1,1 @@
+"""Ways to make sure that a dead member writes no more."""

@@ -1,0 +1,140 @@
+"""The values of the records in etcd: strict JSON, hostile until parsed.
+
+A value that does not make sense raises FormatError naming the key, the field and what was expected; it concerns
+that snapshot or member only.
+
+    format     FormatRecord      m/<node>   MemberRecord      a/<node>  the incarnation, plain
+    s/<name>   SnapshotRecord    q/...      TicketRecord      v/<store> digits, or "?"       x/... digits
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self, get_type_hints
+
+from snapd.errors import FormatError
+from snapd.messages import UNTRUSTED
+
+MAX_VALUE = 16 * 1024
+"""Bytes; our own records stay below one KiB."""
+
+ACTIVE, FENCING, FENCED = "active", "fencing", "fenced"
+MEMBER_STATES = (ACTIVE, FENCING, FENCED)
+SNAPSHOT_STATES = ("creating", "active", "overflow", "invalid", "deleting")
+PROTOCOL = 1
+UNTRUSTED_MARK = b"?"
+MAX_NUMBER = 2**63 - 1
+
+
+class _Record:
+    """JSON with exactly the fields of the dataclass, each of its type."""
+
+    choices: ClassVar[dict[str, tuple[object, ...]]] = {}
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()  # type: ignore[call-overload]
+
+    @classmethod
+    def from_bytes(cls, key: str, data: bytes) -> Self:
+        """Parse; ``key`` is for the error text. Raises FormatError."""
+        if len(data) > MAX_VALUE:
+            raise FormatError(f"{key}: {len(data)} bytes, expected at most {MAX_VALUE}")
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{key}: {data[:80]!r}: expected JSON") from error
+        types = get_type_hints(cls)
+        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        if not isinstance(values, dict) or set(values) != names:
+            raise FormatError(f"{key}: {data[:80]!r}: expected an object with the fields {', '.join(sorted(names))}")
+        for name, value in values.items():
+            _check(key, name, value, types[name], cls.choices.get(name))
+        return cls(**values)
+
+
+def _check(key: str, name: str, value: Any, kind: type, choices: tuple[object, ...] | None) -> None:
+    if type(value) is not kind:
+        raise FormatError(f"{key}: {name} {value!r}: expected {kind.__name__}")
+    if choices is not None and value not in choices:
+        raise FormatError(f"{key}: {name} {value!r}: expected one of {', '.join(map(str, choices))}")
+    if kind is int and not 0 <= value <= MAX_NUMBER:
+        raise FormatError(f"{key}: {name} {value}: expected 0 to {MAX_NUMBER}")
+    if kind is str and any(ord(letter) < 0x20 for letter in value):
+        raise FormatError(f"{key}: {name} {value!r}: expected text without control characters")
+
+
+@dataclass(frozen=True, slots=True)
+class FormatRecord(_Record):
+    """Fixed by ``csnap volume init``. Sizes in bytes."""
+
+    protocol: int
+    origin_size: int
+    origin_identity: str
+    chunk_size: int
+    region_size: int
+
+    choices: ClassVar[dict[str, tuple[object, ...]]] = {"protocol": (PROTOCOL,)}
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRecord(_Record):
+    """``m/<node>``. ``by``: the incarnation that fences and cleans up (``by_node``'s); empty while active."""
+
+    node: str
+    state: str
+    machine_id: str
+    boot_id: str
+    incarnation: str
+    lock_path: str
+    fence_key: str
+    address: str
+    by: str = ""
+    by_node: str = ""
+
+    choices: ClassVar[dict[str, tuple[object, ...]]] = {"state": MEMBER_STATES}
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRecord(_Record):
+    """``s/<name>``. ``by``: the incarnation whose unfinished work this is; empty when at rest.
+
+    ``place`` in the stack: the newest snapshot has the highest. ``identity`` is the COW device's.
+    """
+
+    name: str
+    store: str
+    path: str
+    identity: str
+    state: str
+    writable: bool
+    generation: int
+    place: int
+    by: str = ""
+
+    choices: ClassVar[dict[str, tuple[object, ...]]] = {"state": SNAPSHOT_STATES}
+
+
+@dataclass(frozen=True, slots=True)
+class TicketRecord(_Record):
+    """``q/<resource>/<node>``: the mode wanted (1 CR, 2 EX) and the incarnation that waits."""
+
+    mode: int
+    incarnation: str
+
+    choices: ClassVar[dict[str, tuple[object, ...]]] = {"mode": (1, 2)}
+
+
+def parse_number(key: str, data: bytes) -> int:
+    """Return the number in plain digits. Raises FormatError."""
+    if not data.isdigit() or len(data) > 19 or int(data) > MAX_NUMBER or (data[:1] == b"0" and data != b"0"):
+        raise FormatError(f"{key}: {data[:40]!r}: expected a number from 0 to {MAX_NUMBER}")
+    return int(data)
+
+
+def counter_value(key: str, data: bytes) -> int:
+    """Return a counter's value. What makes no sense is no number to trust."""
+    try:
+        return parse_number(key, data)
+    except FormatError:
+        return UNTRUSTED
