@@ -1,0 +1,254 @@
+"""One client's socket: non-blocking in and out, around the pure negotiation and transmission.
+
+What was received lies in the server's one scratch buffer while it is parsed; only what could not be
+used yet is kept (``_rest``), so an idle connection has no buffer. A WRITE's payload that is longer
+than what has come so far goes from the socket straight into its slots.
+
+A connection is not read while any of these holds; each ends with ``go_on`` being called:
+
+    blocked    the client does not take its replies (ends with EPOLLOUT)
+    depth      too many requests are unanswered (ends with a reply)
+    waiting    no memory (the server's queue; ends when slots come back)
+    ending     DISC, end of file or a planned stop: what runs is answered, then the socket is closed
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from snapd.nbd.handshake import GREETING, Handshake
+from snapd.nbd.transmission import Transmission
+from snapd.nbd.wire import Drop
+
+if TYPE_CHECKING:
+    from snapd.nbd.server import NbdServer
+
+IN, OUT = select.EPOLLIN, select.EPOLLOUT
+GONE = select.EPOLLHUP | select.EPOLLERR
+
+NEGOTIATION_READ = 4096
+"""Bytes read at a time in the negotiation: bounds what one turn answers to a client that pipelines LISTs."""
+
+MAX_PIECES = 1024
+"""Buffers in one sendmsg: IOV_MAX."""
+
+SEND_BUFFER = 1024 * 1024
+"""Bytes asked for in the socket's send buffer; the kernel lowers it to net.core.wmem_max."""
+
+
+class Connection:
+    """See the module. ``since``: when it was accepted, or when it last made progress while it is blocked."""
+
+    __slots__ = (
+        "_ending", "_handshake", "_lent", "_mask", "_rest", "_sending", "_server", "_sock",
+        "fd", "since", "talk", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, server: NbdServer, sock: socket.socket, now: int) -> None:
+        self._server = server
+        self._sock = sock
+        self._handshake: Handshake | None = Handshake(server.exports)
+        self._rest = b""
+        self._sending: list[bytes | memoryview] = [GREETING]
+        self._lent: list[Sequence[tuple[int, int]]] = []  # slots that ``_sending`` shows
+        self._ending = False
+        self._mask = IN
+        self.fd = sock.fileno()
+        self.since = now
+        self.talk: Transmission | None = None  # once the negotiation has ended well
+        self.waiting = False  # in the server's queue for memory
+        server.poller.register(self.fd, IN, self._ready)
+        self.flush()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the client does not take its replies."""
+        return bool(self._sending)
+
+    # ---- events
+
+    def _ready(self, events: int) -> None:
+        if events & OUT:
+            self.flush()
+        if self.fd < 0:
+            return
+        if events & IN and self._mask & IN:
+            self._receive()
+        elif events & GONE:  # nobody is left to answer
+            self.close()
+
+    def _receive(self) -> None:
+        try:
+            if self.talk is not None:
+                self._receive_requests(self.talk)
+            else:
+                self._negotiate(self._sock.recv(NEGOTIATION_READ))
+        except BlockingIOError:
+            return
+        except Drop:
+            self._server.protocol_error()
+            self.close()
+        except OSError:
+            self.close()
+
+    # ---- negotiation
+
+    def _negotiate(self, data: bytes) -> None:
+        handshake = self._handshake
+        if not data or handshake is None:
+            self.close()
+            return
+        answer = handshake.receive(data)
+        if answer:
+            self._sending.append(answer)
+        if handshake.opened is not None:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            self.talk = Transmission(handshake.opened, self._server.desk, self)
+            self._rest = handshake.rest
+            self._handshake = None
+            self._server.negotiated(self)
+        self._ending = handshake.finished
+        self.flush()
+
+    # ---- requests
+
+    def _receive_requests(self, talk: Transmission) -> None:
+        scratch = self._server.scratch
+        if talk.room:  # nothing is left over then: the payload would have taken it
+            wanted = sum(map(len, talk.room))
+            count = self._sock.recvmsg_into([*talk.room[: MAX_PIECES - 1], scratch])[0]
+            if count:
+                talk.received(min(count, wanted))
+                count -= min(count, wanted)
+                self._parse(talk, count)
+                return
+        else:
+            kept = len(self._rest)
+            scratch[:kept] = self._rest
+            count = self._sock.recv_into(scratch[kept:])
+            if count:
+                self._parse(talk, kept + count)
+                return
+        self.end()
+
+    def _parse(self, talk: Transmission, end: int) -> bool:
+        """Parse the first ``end`` bytes of the scratch buffer; return whether anything was used."""
+        scratch = self._server.scratch
+        position = talk.parse(scratch, 0, end)
+        self._rest = bytes(scratch[position:end]) if position < end else b""
+        if talk.ending:
+            self.end()
+        elif talk.need:
+            self._server.wait_for_memory(self)
+        self._watch()
+        return position > 0
+
+    def go_on(self) -> bool:
+        """Parse what was left over, if nothing forbids it; return whether anything was used."""
+        talk = self.talk
+        if talk is None or self._ending or self._sending or self.waiting or talk.depth:
+            self._watch()
+            return False
+        end = len(self._rest)
+        self._server.scratch[:end] = self._rest
+        try:
+            return self._parse(talk, end)
+        except Drop:
+            self._server.protocol_error()
+            self.close()
+            return False
+
+    def _watch(self) -> None:
+        """Tell the poller what this connection waits for."""
+        if self.fd < 0:
+            return
+        talk = self.talk
+        mask = OUT if self._sending else 0
+        if not (mask or self._ending or self.waiting or (talk is not None and talk.depth)):
+            mask = IN
+        if mask != self._mask:
+            self._mask = mask
+            self._server.poller.modify(self.fd, mask)
+
+    # ---- replies
+
+    def flush(self) -> None:
+        """Send what there is, as far as the socket takes it; then go on parsing, or close."""
+        talk = self.talk
+        while self.fd >= 0:
+            if not self._sending:
+                if talk is None or not talk.out:
+                    break
+                self._sending, talk.out = talk.out, []
+                self._lent, talk.held = talk.held, []
+            if not self._send():
+                self._watch()
+                return
+            for segments in self._lent:
+                self._server.desk.give(segments)
+            self._lent = []
+        if self._ending:
+            self._close_if_answered()
+        elif self._rest or self._mask != IN:
+            self._server.note_progress(self.go_on())
+
+    def _send(self) -> bool:
+        """Return whether all of ``_sending`` is with the kernel."""
+        while self._sending:
+            try:
+                count = self._sock.sendmsg(self._sending[:MAX_PIECES])
+            except BlockingIOError:
+                return False
+            except OSError:
+                self.close()
+                return True
+            self.since = self._server.now
+            if count == sum(map(len, self._sending)):
+                self._sending = []
+            else:
+                self._sending = _after(self._sending, count)
+        return True
+
+    # ---- the end
+
+    def end(self) -> None:
+        """Read no more; close when what was parsed is answered."""
+        self._ending = True
+        self._rest = b""
+        if self.talk is not None:
+            self.talk.forget_partial()
+        self._close_if_answered()
+
+    def _close_if_answered(self) -> None:
+        talk = self.talk
+        if not self._sending and (talk is None or not (talk.inflight or talk.out)):
+            self.close()
+        else:
+            self._watch()
+
+    def close(self) -> None:
+        """Close at once; replies that were not sent are thrown away."""
+        if self.fd < 0:
+            return
+        self._server.poller.unregister(self.fd)
+        self._sock.close()
+        self.fd = -1
+        self._sending, self._rest = [], b""
+        for segments in self._lent:
+            self._server.desk.give(segments)
+        self._lent = []
+        if self.talk is not None:
+            self.talk.close()
+        self._server.closed(self)
+
+
+def _after(pieces: list[bytes | memoryview], count: int) -> list[bytes | memoryview]:
+    """Return ``pieces`` without their first ``count`` bytes."""
+    for index, piece in enumerate(pieces):
+        if count < len(piece):
+            return [memoryview(piece)[count:], *pieces[index + 1 :]]
+        count -= len(piece)
+    return []

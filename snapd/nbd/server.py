@@ -1,0 +1,240 @@
+"""The NBD server: accepts clients, shares memory between them fairly, ends in order.
+
+One thread, driven from outside: the poller calls when a descriptor is ready, ``end_turn`` once a turn of
+the loop (it sends the replies that have gathered), ``tick`` a few times a second (limits on time).
+
+Memory for payloads is shared by all connections. Who finds none waits in one of two queues, for small
+and for large requests, and is served in order, a few requests at a time; nobody passes those who wait.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from snapd import counters
+from snapd.blockdev.base import Arena
+from snapd.clock import Clock
+from snapd.nbd.connection import IN, Connection
+from snapd.nbd.transmission import Desk, Slots
+from snapd.units import KIB, SECOND
+from snapd.volume.request import Backend, Export
+
+NEGOTIATION_LIMIT = 30 * SECOND
+"""From accept to the end of the negotiation: programs take milliseconds, a person at a prompt some seconds."""
+
+STOP_LIMIT = 3 * SECOND
+"""How long a planned stop waits for clients that do not take their replies."""
+
+MAX_CONNECTIONS = 4096
+"""A newcomer beyond is closed at once."""
+
+ACCEPTS = 64
+"""Clients accepted in one turn."""
+
+SCRATCH = 64 * KIB
+"""Bytes received at a time from one connection: what it may ask for in one turn."""
+
+SMALL = 64 * KIB
+"""Bytes of a request up to which it waits with the small ones."""
+
+SHARE = 16
+"""Requests that one connection starts before the next that waits for memory has its turn."""
+
+
+class Poller(Protocol):
+    """The part of an event loop that is needed here; level triggered."""
+
+    def register(self, fd: int, mask: int, handler: Callable[[int], None]) -> None: ...
+
+    def modify(self, fd: int, mask: int) -> None: ...
+
+    def unregister(self, fd: int) -> None: ...
+
+
+class NbdServer:
+    """See the module. Clients are accepted from ``open`` to ``stop``."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        poller: Poller,
+        backend: Backend,
+        slots: Slots,
+        arena: Arena,
+        words: memoryview,
+        clock: Clock,
+    ) -> None:
+        self.poller = poller
+        self.exports: Callable[[], Sequence[Export]] = backend.exports
+        self.scratch = memoryview(bytearray(SCRATCH + KIB))
+        self.desk = Desk(arena.view, slots, backend.submit, words, clock)
+        self.now = clock()
+        self._listener = listener
+        self._accepting = False
+        self._slots = slots
+        self._words = words
+        self._clock = clock
+        self._connections: set[Connection] = set()
+        self._negotiating: dict[Connection, int] = {}  # and when they were accepted, oldest first
+        self._queues: tuple[deque[Connection], deque[Connection]] = (deque(), deque())  # for memory: small, large
+        self._served = -1  # the queue whose head is being served
+        self._share = 0
+        self._progress = False
+        self._stopping_since: int | None = None
+
+    # ---- what the loop calls
+
+    def open(self) -> None:
+        """Accept clients from now on."""
+        if not self._accepting and self._stopping_since is None:
+            self._accepting = True
+            self.poller.register(self._listener.fileno(), IN, self._accept)
+
+    def end_turn(self, now: int) -> bool:
+        """Send the replies that have gathered; return whether there is more to do without waiting."""
+        self.now = now
+        desk = self.desk
+        self._progress = False
+        answered = desk.answered
+        if answered:
+            desk.answered = []
+            for talk in answered:
+                connection = talk.owner
+                if isinstance(connection, Connection):
+                    connection.flush()
+        for which, queue in enumerate(self._queues):
+            if queue:
+                self._serve_queue(which)
+        words = self._words
+        words[counters.INFLIGHT] = desk.inflight
+        words[counters.OLDEST] = desk.oldest()
+        return self._progress or bool(desk.answered)
+
+    def tick(self, now: int) -> None:
+        """Look at the limits on time."""
+        self.now = now
+        while self._negotiating:
+            connection, accepted = next(iter(self._negotiating.items()))
+            if now - accepted < NEGOTIATION_LIMIT:
+                break
+            self.protocol_error()
+            connection.close()
+        if self._stopping_since is not None:
+            if now - self._stopping_since >= STOP_LIMIT:
+                for connection in [each for each in self._connections if each.blocked]:
+                    connection.close()
+        else:
+            self.open()  # again, if descriptors had run out
+
+    def stop(self) -> None:
+        """Accept no more, take nothing new, answer what was received; then ``idle``."""
+        if self._stopping_since is not None:
+            return
+        self._stopping_since = self._clock()
+        self._pause_accepting()
+        self._listener.close()
+        for connection in list(self._connections):
+            if connection.talk is None:
+                connection.close()
+            else:
+                connection.end()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no connection is left and nothing is in flight."""
+        return not self._connections and not self.desk.inflight
+
+    def drop_export(self, export: object) -> None:
+        """Close the connections of an export that is gone."""
+        for connection in list(self._connections):
+            if connection.talk is not None and connection.talk.export is export:
+                connection.close()
+
+    # ---- what connections call
+
+    def negotiated(self, connection: Connection) -> None:
+        """It is in its transmission phase."""
+        self._negotiating.pop(connection, None)
+
+    def closed(self, connection: Connection) -> None:
+        """It is closed."""
+        self._connections.discard(connection)
+        self._negotiating.pop(connection, None)
+        self._words[counters.CONNECTIONS] = len(self._connections)
+
+    def protocol_error(self) -> None:
+        """Count a client that broke the protocol."""
+        self._words[counters.PROTOCOL_ERRORS] += 1
+
+    def note_progress(self, progress: bool) -> None:
+        """Requests were started outside of the handlers: the loop must not wait before they are handed over."""
+        self._progress |= progress
+
+    def wait_for_memory(self, connection: Connection) -> None:
+        """Queue it until slots come back."""
+        connection.waiting = True
+        talk = connection.talk
+        self._queues[talk is not None and talk.need > SMALL].append(connection)
+        self.desk.take = self._take_in_order
+
+    # ---- memory
+
+    def _take_in_order(self, length: int) -> Sequence[tuple[int, int]] | None:
+        """``take`` while somebody waits: nobody passes those in the queue for his size."""
+        which = int(length > SMALL)
+        if which == self._served:
+            if not self._share:
+                return None
+            self._share -= 1
+        elif self._queues[which]:
+            return None
+        return self._slots.take(length)
+
+    def _serve_queue(self, which: int) -> None:
+        queue = self._queues[which]
+        self._served = which
+        for _ in range(len(queue)):
+            connection = queue.popleft()
+            if connection.fd < 0:
+                continue
+            connection.waiting = False
+            self._share = SHARE
+            progress = connection.go_on()
+            self._progress |= progress
+            if connection.waiting and not progress:  # the first in the queue cannot go on, so nobody can
+                queue.remove(connection)
+                queue.appendleft(connection)
+                break
+        self._served = -1
+        if not any(self._queues):
+            self.desk.take = self._slots.take
+
+    # ---- accepting
+
+    def _accept(self, events: int) -> None:
+        now = self._clock()
+        for _ in range(ACCEPTS):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # out of descriptors: the next tick tries again, level triggering would spin
+                self._pause_accepting()
+                return
+            if len(self._connections) >= MAX_CONNECTIONS:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            connection = Connection(self, sock, now)
+            if connection.fd >= 0:
+                self._connections.add(connection)
+                self._negotiating[connection] = now
+                self._words[counters.CONNECTIONS] = len(self._connections)
+
+    def _pause_accepting(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            self.poller.unregister(self._listener.fileno())
