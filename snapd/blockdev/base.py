@@ -41,7 +41,8 @@ class Device(Protocol):
 class Engine(Protocol):
     """Asynchronous I/O in one thread: operations are queued, ``kick``ed to the kernel in batches, ``reap``ed."""
 
-    arena: Arena
+    @property
+    def arena(self) -> Arena: ...
 
     def read(self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any) -> None:
         """Queue a read of ``length`` bytes at ``offset`` into the arena at ``where``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from snapd.blockdev.base import Device
 from snapd.errors import Refused
@@ -54,7 +55,7 @@ def verify(expected: Expected, spec: SnapshotSpec, device: Device, block: bytes)
 
 
 def opener(
-    expected: Expected, open_device: Callable[[str], Device], read: Callable[[Device, int, int], bytes]
+    expected: Expected, open_device: Callable[[str], Device], read: Callable[[Any, int, int], bytes]
 ) -> Callable[[SnapshotSpec], Device]:
     """Return the function that opens and verifies a COW device; ``read(device, offset, length)`` is synchronous."""
 

@@ -11,8 +11,6 @@ not be kept on this host's writes. It is tried again as long as the table is hel
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
 from snapd import counters
 from snapd.blockdev.base import Device
 from snapd.clock import Clock
@@ -45,20 +43,18 @@ RETRY = 2 * SECOND
 """Between attempts to open a COW device that could not be opened."""
 
 
-class OpenCow(Protocol):
-    """Open a COW device and verify that it is this snapshot's. Raises CsnapError."""
+OpenCow = Callable[[SnapshotSpec], Device]
+"""Open a COW device and verify that it is this snapshot's. Raises CsnapError."""
 
-    def __call__(self, spec: SnapshotSpec) -> Device: ...
-
-
-class MakeStore(Protocol):
-    """Make the clusterized store of an open COW device."""
-
-    def __call__(self, config: StoreConfig) -> Clusterized: ...
+MakeStore = Callable[[StoreConfig], Clusterized]
+"""Make the clusterized store of an open COW device."""
 
 
 class Table:
-    """Follows the messages about table, tails, counters and snapshots; ``vanished`` is told of dropped exports."""
+    """Follows the messages about table, tails, counters and snapshots.
+
+    vanished is told of dropped exports; serving is called once, when the first table is loaded.
+    """
 
     def __init__(
         self,
@@ -66,6 +62,7 @@ class Table:
         open_cow: OpenCow,
         make_store: MakeStore,
         vanished: Callable[[list[Snapshot]], None],
+        serving: Callable[[], None],
         clock: Clock,
     ) -> None:
         self._volume = volume
@@ -73,6 +70,7 @@ class Table:
         self._open_cow = open_cow
         self._make_store = make_store
         self._vanished = vanished
+        self._on_serving = serving
         self._prepared: dict[str, Device] = {}
         self._images: list[int] = []  # area buffers that are free again
         self._retired: list[Snapshot] = []  # dropped, but a re-read still uses their device
@@ -247,6 +245,7 @@ class Table:
             volume.thaw()
         if not self._serving:
             self._serving = True
+            self._on_serving()
             volume.send(Serving(""))
 
     def _counters(self, told: tuple[Counter, ...]) -> None:

@@ -44,6 +44,19 @@ class Geometry:
     copy_buffers: int
 
 
+DEFAULT_REGION = 64 * MIB
+MAX_REGIONS = 16384
+"""A hold is a key in etcd and a key is some 100 bytes: 16,384 regions on 30 hosts are 50 MB at the very worst."""
+
+
+def default_region(origin_size: int, chunk_bytes: int) -> int:
+    """Return the region size for an origin: at least 64 MiB, a power of two, at most 16,384 regions."""
+    region = max(DEFAULT_REGION, chunk_bytes)
+    while origin_size > region * MAX_REGIONS:
+        region *= 2
+    return region
+
+
 class Volume:
     """See the module. ``send`` carries messages to the control process, ``gate`` says whether the lease stands."""
 

@@ -6,13 +6,10 @@ completions until none comes at once, make batches of what they gathered, send t
 
 from __future__ import annotations
 
-import faulthandler
-import gc
 import os
-import signal
 import socket
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from snapd import counters
 from snapd.blockdev.aio import AioEngine
@@ -26,7 +23,6 @@ from snapd.exstore.clusterized import OPTION, Clusterized
 from snapd.exstore.types import store_types
 from snapd.messages import (
     Bumped,
-    Fatal,
     FencedNotice,
     Forget,
     Grant,
@@ -44,7 +40,7 @@ from snapd.nbd.server import NbdServer
 from snapd.units import KIB, MIB, SECOND
 from snapd.volume.cow import Expected, opener
 from snapd.volume.table import Table
-from snapd.volume.volume import Geometry, Volume
+from snapd.volume.volume import Geometry, Volume, default_region
 from snapd.worker.channel import Channel
 from snapd.worker.launch import WorkerSettings
 from snapd.worker.loop import READABLE, Loop
@@ -74,11 +70,12 @@ class Worker:
         self._loop = Loop()
         self._exit: int | None = None
         self._stopping = False
+        self._accepting = False  # clients are let in once the first table is loaded
         self._channel = Channel(sock, self._loop, self._receive, self._orphaned)
         origin = open_device(settings.origin, exclusive=settings.exclusive)
         geometry = Geometry(
             settings.chunk_bytes,
-            settings.region_bytes,
+            settings.region_bytes or default_region(origin.size, settings.chunk_bytes),
             max(4, min(COPY_BUFFERS, COPY_BUFFER_BYTES // settings.chunk_bytes)),
         )
         slots = SlotPool.bytes_needed(SMALL_SLOTS, SMALL_SLOT, LARGE_SLOTS, LARGE_SLOT)
@@ -92,6 +89,7 @@ class Worker:
             opener(expected, lambda path: open_device(path, exclusive=settings.exclusive), pread),
             store_maker(settings),
             self._vanished,
+            self._serving,
             boottime,
         )
         self._server = NbdServer(listen(settings.socket, 0o660), self._loop, self._volume, pool, arena, words, boottime)
@@ -100,7 +98,7 @@ class Worker:
         warnings = () if origin.direct else (f"{origin.path}: O_DIRECT refused, page cache used",)
         self._channel.send(Hello(os.getpid(), origin.size, origin.logical_block, origin.identity, warnings))
         self._handlers: dict[type[object], Callable[..., None]] = {
-            Grant: self._granted,
+            Grant: self._table.granted,
             Revoke: self._table.revoked,
             Bumped: self._table.bumped,
             Prepare: self._table.prepare,
@@ -120,14 +118,14 @@ class Worker:
     def _receive(self, message: Message) -> None:
         self._handlers[type(message)](message)
 
-    def _granted(self, grant: Grant) -> None:
-        self._table.granted(grant)
-        self._server.open()  # clients are accepted from the first table on
+    def _serving(self) -> None:
+        self._accepting = True
+        self._server.open()
 
     def _completed(self, events: int) -> None:
         pass  # readable: the turn reaps
 
-    def _vanished(self, exports: list[object]) -> None:
+    def _vanished(self, exports: Sequence[object]) -> None:
         for export in exports:
             self._server.drop_export(export)
 
@@ -163,7 +161,8 @@ class Worker:
             if now >= next_tick:
                 next_tick = now + TICK
                 self._table.tick()
-                self._server.tick(now)
+                if self._accepting:
+                    self._server.tick(now)
             words[counters.HEARTBEAT] = now
             if self._stopping and self._server.idle and not volume.running:
                 self._channel.send(Stopped(volume.committed()))
@@ -180,8 +179,6 @@ def store_maker(settings: WorkerSettings) -> Callable[[StoreConfig], Clusterized
     kind = store_types().find(settings.store_type)
 
     def make(config: StoreConfig) -> Clusterized:
-        from dataclasses import replace
-
         store = kind(replace(config, options=(OPTION + settings.volume_uuid,)))
         if not isinstance(store, Clusterized):
             raise CsnapError(f"store type {settings.store_type!r}: not a clusterized one")

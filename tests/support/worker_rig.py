@@ -59,6 +59,7 @@ class Host:
             opener(Expected(VOLUME_UUID, rig.origin, rig.chunk), rig.device, rig.peek),
             make_store,
             self.dropped.extend,
+            lambda: None,
             lambda: self.now,
         )
         self.buffers = [self.arena.allocate(256 * KIB) for _ in range(4)]

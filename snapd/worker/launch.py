@@ -1,0 +1,67 @@
+"""What the control process tells a worker when it starts it: settings and descriptors.
+
+The worker is started with exec and inherits five descriptors: the channel (seqpacket socket), the deadline
+page, the counters page, the lock file and the settings (memfds all but the first and the lock). Nothing of
+it is ever found by a path: pages and channel belong to one incarnation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+
+from snapd.errors import FormatError
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """Sizes in bytes; paths absolute."""
+
+    volume_uuid: str
+    store_type: str
+    origin: str
+    exclusive: bool
+    chunk_bytes: int
+    region_bytes: int  # 0: to be chosen from the origin's size
+    socket: str
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> WorkerSettings:
+        """Raises FormatError for anything that ``to_bytes`` does not make."""
+        try:
+            values = json.loads(data)
+            if {field.name for field in fields(cls)} != set(values):
+                raise ValueError(f"fields {sorted(values)}")
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise FormatError(f"worker settings: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """The inherited descriptors, by number."""
+
+    channel: int
+    deadline: int
+    counters: int
+    lock: int
+    settings: int
+
+    def arguments(self) -> list[str]:
+        """The worker's command line behind ``python -m snapd.worker``."""
+        return [f"--{field.name}={getattr(self, field.name)}" for field in fields(self)]
+
+    def all(self) -> tuple[int, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+
+def settings_descriptor(settings: WorkerSettings) -> int:
+    """Return a memfd that holds the settings, at its beginning."""
+    fd = os.memfd_create("csnap-settings", os.MFD_CLOEXEC)
+    os.write(fd, settings.to_bytes())
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
