@@ -56,6 +56,9 @@ EVENT = Struct("<QQqq")  # data, iocb, result, result2
 
 HEAD, TAIL, MAGIC = 2, 3, 4  # words of the completion ring that io_setup maps: empty when head == tail
 RING_MAGIC = 0xA10A10A1
+UNKNOWN_RING = (0, 0, 0, 1)
+"""Stands for a ring that is not as we know it: taken to be never empty, at one more system call a reap."""
+CLOSED_RING = (0, 0, 0, 0)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -91,7 +94,7 @@ def _setup(depth: int) -> int:
 class AioEngine:
     """See the module and ``base.Engine``. ``depth`` operations run at most, half of them writes.
 
-    gate: asked once immediately before each io_submit that could carry writes; False keeps them queued.
+    gate: asked once immediately before each io_submit that would carry writes; False keeps them queued.
     """
 
     FUA = RWF_DSYNC
@@ -111,8 +114,7 @@ class AioEngine:
             raise
         self._make_slots(depth)
         ring = memoryview((ctypes.c_uint * 8).from_address(self._context)).cast("B").cast("I")
-        # A ring that is not as we know it is taken to be never empty: one more system call.
-        self._ring: Sequence[int] = ring if ring[MAGIC] == RING_MAGIC else (0, 0, 0, 1)
+        self._ring: Sequence[int] = ring if ring[MAGIC] == RING_MAGIC else UNKNOWN_RING
 
     def _make_slots(self, depth: int) -> None:
         half = depth // 2
@@ -192,16 +194,17 @@ class AioEngine:
         self, device: Any, wheres: Sequence[int], piece: int, offset: int, done: Done, arg: Any
     ) -> None:
         """Queue a write of several pieces of memory to one run of the device."""
-        length, memory = len(wheres) * piece, 0
+        length, bits = len(wheres) * piece, piece
         for where in wheres:
-            memory |= where
-        if (
-            (offset | piece | memory) & (device.logical_block - 1)
+            bits |= where
+        if not 0 < len(wheres) <= MAX_PIECES:
+            self._fail(done, arg, EINVAL)
+        elif (
+            (offset | bits) & (device.logical_block - 1)
             or offset + length > device.size
-            or not 0 < len(wheres) <= MAX_PIECES
             or max(wheres) + piece > self._limit
         ):
-            self._refuse(device, memory, length, offset, done, arg)
+            self._refuse(device, bits, length, offset, done, arg)
         elif self._waiting_writes or not self._free_writes:
             self._waiting_writes.append((self.write_gather, device, wheres, piece, offset, done, arg))
         else:
@@ -232,9 +235,9 @@ class AioEngine:
         CALL.pack_into(self._iocbs, at + CALL_AT, 0, FDSYNC, 0, device.fd, 0, 0, 0)
         self._queue.append(self._iocbs_at + at)
 
-    def _refuse(self, device: Any, memory: int, length: int, offset: int, done: Done, arg: Any) -> None:
+    def _refuse(self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any) -> None:
         """Answer what must not reach the kernel."""
-        misaligned = (offset | length | memory) & (device.logical_block - 1)
+        misaligned = (offset | length | where) & (device.logical_block - 1)
         outside = offset + length > device.size
         self._fail(done, arg, EINVAL if misaligned else EIO if outside else EFAULT)
 
@@ -398,7 +401,7 @@ class AioEngine:
     def close(self) -> None:
         """Wait until no transfer touches the arena any more and end; no further ``done`` is called."""
         if self._eventfd >= 0:
-            self._ring = (0, 0, 0, 0)  # its memory goes now
+            self._ring = CLOSED_RING  # its memory goes now
             _destroy_call(DESTROY, self._context)
             os.close(self._eventfd)
             self._eventfd = -1

@@ -198,11 +198,12 @@ class MemoryEngine:
         assert not device.closed, f"{kind} on {device.path}, which is closed"
         if kind == FLUSH:
             return 0
-        if any(value % device.logical_block for value in (offset, piece, *wheres)):
+        misaligned = any(value % device.logical_block for value in (offset, piece, *wheres))
+        if misaligned or not 0 < len(wheres) <= MAX_PIECES:
             return EINVAL
         if offset < 0 or offset + piece * len(wheres) > device.size:
             return EIO
-        if not 0 < len(wheres) <= MAX_PIECES or max(wheres) + piece > len(self.arena.view):
+        if max(wheres) + piece > len(self.arena.view):
             return EFAULT
         return 0
 

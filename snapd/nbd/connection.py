@@ -40,11 +40,11 @@ SEND_BUFFER = 1024 * 1024
 
 
 class Connection:
-    """See the module. ``since``: when it was accepted, or when it last made progress while it is blocked."""
+    """See the module. ``since``: when bytes last went in or out."""
 
     __slots__ = (
         "_ending", "_handshake", "_lent", "_mask", "_rest", "_sending", "_server", "_sock",
-        "fd", "since", "talk", "waiting",
+        "fd", "private", "since", "talk", "waiting",
     )  # fmt: skip
 
     def __init__(self, server: NbdServer, sock: socket.socket, now: int) -> None:
@@ -57,6 +57,7 @@ class Connection:
         self._ending = False
         self._mask = IN
         self.fd = sock.fileno()
+        self.private = 0  # bytes of replies that were moved out of the slots (``spill``)
         self.since = now
         self.talk: Transmission | None = None  # once the negotiation has ended well
         self.waiting = False  # in the server's queue for memory
@@ -117,6 +118,7 @@ class Connection:
 
     def _receive_requests(self, talk: Transmission) -> None:
         scratch = self._server.scratch
+        self.since = self._server.now
         if talk.room:  # nothing is left over then: the payload would have taken it
             wanted = sum(map(len, talk.room))
             count = self._sock.recvmsg_into([*talk.room[: MAX_PIECES - 1], scratch])[0]
@@ -187,9 +189,7 @@ class Connection:
             if not self._send():
                 self._watch()
                 return
-            for segments in self._lent:
-                self._server.desk.give(segments)
-            self._lent = []
+            self._return_slots()
         if self._ending:
             self._close_if_answered()
         elif self._rest or self._mask != IN:
@@ -211,6 +211,28 @@ class Connection:
             else:
                 self._sending = _after(self._sending, count)
         return True
+
+    def _return_slots(self) -> None:
+        """What ``_sending`` showed is with the kernel, or nobody wants it."""
+        for segments in self._lent:
+            self._server.desk.give(segments)
+        self._lent = []
+        self.private = 0
+
+    def spill(self) -> None:
+        """Copy the replies that the client does not take to private memory, so that others get the slots."""
+        if self.talk is not None:
+            self._sending += self.talk.out
+            self._lent += self.talk.held
+            self.talk.out, self.talk.held = [], []
+        self._sending = [bytes(piece) for piece in self._sending]
+        self._return_slots()
+        self.private = sum(map(len, self._sending))
+
+    @property
+    def holds_slots(self) -> bool:
+        """Whether replies that are not with the kernel, or a payload that is not all here, are in slots."""
+        return bool(self._lent or (self.talk is not None and (self.talk.held or self.talk.room)))
 
     # ---- the end
 
@@ -237,9 +259,7 @@ class Connection:
         self._sock.close()
         self.fd = -1
         self._sending, self._rest = [], b""
-        for segments in self._lent:
-            self._server.desk.give(segments)
-        self._lent = []
+        self._return_slots()
         if self.talk is not None:
             self.talk.close()
         self._server.closed(self)

@@ -5,6 +5,8 @@ the loop (it sends the replies that have gathered), ``tick`` a few times a secon
 
 Memory for payloads is shared by all connections. Who finds none waits in one of two queues, for small
 and for large requests, and is served in order, a few requests at a time; nobody passes those who wait.
+While somebody waits, clients that have slots and do nothing with them lose them: replies that are not
+taken are copied to private memory; a payload that does not come, or too much private memory, ends the connection.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from snapd.blockdev.base import Arena
 from snapd.clock import Clock
 from snapd.nbd.connection import IN, Connection
 from snapd.nbd.transmission import Desk, Slots
-from snapd.units import KIB, SECOND
+from snapd.units import KIB, MIB, SECOND
 from snapd.volume.request import Backend, Export
 
 NEGOTIATION_LIMIT = 30 * SECOND
@@ -27,6 +29,15 @@ NEGOTIATION_LIMIT = 30 * SECOND
 
 STOP_LIMIT = 3 * SECOND
 """How long a planned stop waits for clients that do not take their replies."""
+
+PATIENCE = SECOND // 4
+"""How long a client may leave replies in the slots that others wait for."""
+
+PAYLOAD_LIMIT = 5 * SECOND
+"""How long a client may be silent in the middle of a payload whose slots others wait for."""
+
+PRIVATE_LIMIT = 128 * MIB
+"""Bytes of private memory for replies that are not taken, all clients together."""
 
 MAX_CONNECTIONS = 4096
 """A newcomer beyond is closed at once."""
@@ -128,6 +139,8 @@ class NbdServer:
                     connection.close()
         else:
             self.open()  # again, if descriptors had run out
+        if any(self._queues):
+            self._reclaim(now)
 
     def stop(self) -> None:
         """Accept no more, take nothing new, answer what was received; then ``idle``."""
@@ -211,6 +224,21 @@ class NbdServer:
         self._served = -1
         if not any(self._queues):
             self.desk.take = self._slots.take
+
+    def _reclaim(self, now: int) -> None:
+        """Take slots back from clients that do nothing with them."""
+        private = sum(connection.private for connection in self._connections)
+        for connection in [each for each in self._connections if each.holds_slots]:
+            silent = now - connection.since
+            if connection.blocked and silent >= PATIENCE:
+                if private < PRIVATE_LIMIT:
+                    connection.spill()
+                    private += connection.private
+                else:
+                    connection.close()
+            elif connection.talk is not None and connection.talk.room and silent >= PAYLOAD_LIMIT:
+                self.protocol_error()
+                connection.close()
 
     # ---- accepting
 

@@ -50,7 +50,8 @@ _FLAGS = {
 """FUA is legal on every command; anything else only where the document says so."""
 
 _CHANGES = (wire.CMD_WRITE, wire.CMD_TRIM, wire.CMD_WRITE_ZEROES)
-_REQUEST_SIZE = wire.REQUEST.size
+_REQUEST_SIZE, _REQUEST_MAGIC, _MAX_REQUEST = wire.REQUEST.size, wire.REQUEST_MAGIC, wire.MAX_REQUEST
+_DATA_CHUNK = wire.DATA_CHUNK.pack
 _OK = wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, b"")[:8]
 
 
@@ -139,15 +140,15 @@ class Transmission:
         if end - position < _REQUEST_SIZE or self.room or self.skip or self.ending:
             return position
         desk, export, size, mask, unpack = self._desk, self.export, self._size, self._mask, wire.REQUEST.unpack_from
-        take, submit, append = desk.take, desk.submit, desk.order.append
+        take, submit, append, finish = desk.take, desk.submit, desk.order.append, self._finish
         now = desk.clock()
         self.need = 0
         while end - position >= _REQUEST_SIZE and self.inflight < DEPTH:
             magic, flags, kind, cookie, offset, length = unpack(data, position)
-            if magic != wire.REQUEST_MAGIC:
+            if magic != _REQUEST_MAGIC:
                 raise Drop(f"request magic {magic:#x}")
             if not (
-                kind == READ and not flags and 0 < length <= wire.MAX_REQUEST
+                kind == READ and not flags and 0 < length <= _MAX_REQUEST
                 and offset + length <= size and not (offset | length) & mask
             ):  # fmt: skip
                 error = self._check(kind, flags, offset, length)
@@ -166,7 +167,7 @@ class Transmission:
                 segments = taken
             position += _REQUEST_SIZE
             operation = _OPERATIONS[kind]
-            request = Request(export, operation, offset, length, segments, flags & 1 == 1, self._finish, self, cookie)
+            request = Request(export, operation, offset, length, segments, flags & 1 == 1, finish, self, cookie)
             request.started = now
             append(request)
             self.inflight += 1
@@ -278,7 +279,7 @@ class Transmission:
         elif operation == READ:
             if self._structured:
                 out.append(
-                    wire.DATA_CHUNK.pack(
+                    _DATA_CHUNK(
                         wire.STRUCTURED_REPLY_MAGIC, wire.REPLY_FLAG_DONE, wire.REPLY_TYPE_OFFSET_DATA,
                         request.tag, request.length + 8, request.offset,
                     )  # fmt: skip
