@@ -127,7 +127,7 @@ def main() -> int:
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        path = os.path.join(directory, "nbd.sock")
+        path = f"{directory}/nbd.sock"
         ready, tell = os.pipe()
         child = os.fork()
         if not child:

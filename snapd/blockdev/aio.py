@@ -161,9 +161,7 @@ class AioEngine:
             CALL.pack_into(self._iocbs, at + CALL_AT, 0, PREAD, 0, device.fd, self._base + where, length, offset)
             self._queue.append(self._iocbs_at + at)
 
-    def write(
-        self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any, fua: bool = False
-    ) -> None:
+    def write(self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any, fua: bool = False) -> None:
         """Queue a write."""
         if (
             (offset | length | where) & (device.logical_block - 1)
@@ -190,9 +188,7 @@ class AioEngine:
             CALL.pack_into(self._iocbs, at + CALL_AT, flags, PWRITE, 0, device.fd, self._base + where, length, offset)
             self._write_queue.append(self._iocbs_at + at)
 
-    def write_gather(
-        self, device: Any, wheres: Sequence[int], piece: int, offset: int, done: Done, arg: Any
-    ) -> None:
+    def write_gather(self, device: Any, wheres: Sequence[int], piece: int, offset: int, done: Done, arg: Any) -> None:
         """Queue a write of several pieces of memory to one run of the device."""
         length, bits = len(wheres) * piece, piece
         for where in wheres:

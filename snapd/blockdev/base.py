@@ -47,14 +47,10 @@ class Engine(Protocol):
     def read(self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any) -> None:
         """Queue a read of ``length`` bytes at ``offset`` into the arena at ``where``."""
 
-    def write(
-        self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any, fua: bool = False
-    ) -> None:
+    def write(self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any, fua: bool = False) -> None:
         """Queue a write; with ``fua`` it is on stable storage when done is called."""
 
-    def write_gather(
-        self, device: Any, wheres: Sequence[int], piece: int, offset: int, done: Done, arg: Any
-    ) -> None:
+    def write_gather(self, device: Any, wheres: Sequence[int], piece: int, offset: int, done: Done, arg: Any) -> None:
         """Queue one write of ``len(wheres) * piece`` bytes gathered from pieces of ``piece`` bytes each (<= 16)."""
 
     def flush(self, device: Any, done: Done, arg: Any) -> None:

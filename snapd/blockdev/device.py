@@ -65,9 +65,7 @@ class FileDevice:
         return f"FileDevice({self.path!r}, {self.size} bytes, {self.identity!r})"
 
 
-def open_device(
-    path: str, *, exclusive: bool, read_only: bool = False, logical_block: int | None = None
-) -> FileDevice:
+def open_device(path: str, *, exclusive: bool, read_only: bool = False, logical_block: int | None = None) -> FileDevice:
     """Open the disk at ``path``, with O_DIRECT unless its file system refuses that.
 
     exclusive: of a block device, that nobody else mounts or exclusively opens it from now on.
@@ -111,7 +109,7 @@ _KINDS = {
 def _mode(path: str) -> int:
     """Return the st_mode of a block device or regular file; Refused for anything else."""
     try:
-        mode = os.stat(path).st_mode
+        mode = Path(path).stat().st_mode
     except (OSError, ValueError) as error:
         raise _refusal(path, error) from None
     if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):
@@ -172,7 +170,8 @@ def _device_identity(number: int) -> str:
         hardware = _loop_identity(backing, _attribute(disk / "loop" / "offset"))
     else:
         attributes = ("dm/uuid", "wwid", "device/wwid", "serial", "device/serial", "md/uuid")
-        hardware = next((f"{key.split('/')[-1]}:{value}" for key in attributes if (value := _attribute(disk / key))), "")
+        found = ((key.split("/")[-1], _attribute(disk / key)) for key in attributes)
+        hardware = next((f"{key}:{value}" for key, value in found if value), "")
     if not hardware:
         return f"dev:{name}"
     return f"{hardware}+{start}" if start else hardware
@@ -181,7 +180,7 @@ def _device_identity(number: int) -> str:
 def _loop_identity(backing: str, offset: str) -> str:
     """A loop device is the file behind it, as every loop device over that file is."""
     try:
-        status = os.stat(backing)
+        status = Path(backing).stat()
     except OSError:  # deleted, or in another mount namespace
         return ""
     return f"loop:{status.st_dev}:{status.st_ino}" + (f"@{offset}" if offset != "0" else "")

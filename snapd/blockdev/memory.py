@@ -1,11 +1,11 @@
 """The in-memory twin of the engine and its devices, under the same contract, for tests and simulation.
 
-Deterministic: operations complete in the order in which they were handed over, or in the order of ``rng``. They take
-effect when they complete. A device may be shared by several engines (hosts); what is told to misbehave
+Deterministic: operations complete in the order in which they were handed over, or in the order of ``rng``. They
+take effect when they complete. A device may be shared by several engines (hosts); what is told to misbehave
 (``fail``, ``hold``) is the engine's, i.e. one host's path to the device.
 
-A write is volatile until a flush that was queued after its completion has completed; a write with fua is durable when it
-is done. ``power_loss`` keeps, drops or tears (at 512 bytes) each volatile write. ``log`` records what reached
+A write is volatile until a flush that was queued after its completion has completed; a write with fua is durable
+when it is done. ``power_loss`` keeps, drops or tears (at 512 bytes) each volatile write. ``log`` records what reached
 the device, in order of completion:
 
     ("write", offset, data)    volatile
@@ -168,15 +168,11 @@ class MemoryEngine:
         """Queue a read."""
         self._add(_Operation(READ, device, (where,), length, offset, False, 0, done, arg))
 
-    def write(
-        self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any, fua: bool = False
-    ) -> None:
+    def write(self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any, fua: bool = False) -> None:
         """Queue a write."""
         self._add(_Operation(WRITE, device, (where,), length, offset, fua, 0, done, arg))
 
-    def write_gather(
-        self, device: Any, wheres: Sequence[int], piece: int, offset: int, done: Done, arg: Any
-    ) -> None:
+    def write_gather(self, device: Any, wheres: Sequence[int], piece: int, offset: int, done: Done, arg: Any) -> None:
         """Queue one write of several pieces."""
         self._add(_Operation(WRITE, device, tuple(wheres), piece, offset, False, 0, done, arg))
 
@@ -233,7 +229,7 @@ class MemoryEngine:
 
     def reap_one(self) -> bool:
         """Complete one operation; False if there is none that may."""
-        ready = [index for index, each in enumerate(self._running) if each.error or not self._held(each.device, each.kind)]
+        ready = [index for index, each in enumerate(self._running) if self._ready(each)]
         if not ready:
             self._signal()
             return False
@@ -244,6 +240,9 @@ class MemoryEngine:
         self._signal()
         operation.done(operation.arg, error)
         return True
+
+    def _ready(self, operation: _Operation) -> bool:
+        return bool(operation.error) or not self._held(operation.device, operation.kind)
 
     def _perform(self, operation: _Operation) -> None:
         kind, device, wheres, piece, offset, fua, covered, *_ = operation
@@ -279,7 +278,7 @@ class MemoryEngine:
     def _signal(self) -> None:
         if self._eventfd < 0:
             return
-        readable = any(each.error or not self._held(each.device, each.kind) for each in self._running)
+        readable = any(map(self._ready, self._running))
         if readable and not self._readable:
             os.eventfd_write(self._eventfd, 1)
         elif self._readable and not readable:
@@ -323,9 +322,7 @@ class MemoryEngine:
     def hold(self, device: Any = None, operation: str | None = None) -> None:
         """Complete nothing on ``device`` (None: any) of kind ``operation`` (None: any) until ``release``."""
         before = self._held
-        self._held = lambda which, kind: (
-            (device in (None, which) and operation in (None, kind)) or before(which, kind)
-        )
+        self._held = lambda which, kind: (device in (None, which) and operation in (None, kind)) or before(which, kind)
         self._signal()
 
     def release(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from pathlib import Path
 
 from snapd.errors import Refused
 
@@ -32,7 +33,7 @@ def listen(path: str, mode: int) -> socket.socket:
             sock.bind(path)
         finally:
             os.umask(before)
-        os.chmod(path, mode)
+        Path(path).chmod(mode)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
@@ -59,6 +60,6 @@ def _remove_dead(path: str) -> None:
         else:
             raise Refused(f"socket {path}: somebody listens on it")
     try:
-        os.unlink(path)
+        Path(path).unlink()
     except OSError as error:
         raise Refused(f"socket {path}: nobody listens on it, but it cannot be removed: {error.strerror}") from error

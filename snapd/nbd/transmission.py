@@ -220,12 +220,8 @@ class Transmission:
                 self.skip = length - count
                 return position + count
             return position
-        self._queue(
-            wire.STATUS_CHUNK.pack(
-                wire.STRUCTURED_REPLY_MAGIC, wire.REPLY_FLAG_DONE, wire.REPLY_TYPE_BLOCK_STATUS, cookie,
-                12, self._allocation, length, 0,
-            )  # fmt: skip
-        )
+        head = (wire.STRUCTURED_REPLY_MAGIC, wire.REPLY_FLAG_DONE, wire.REPLY_TYPE_BLOCK_STATUS, cookie)
+        self._queue(wire.STATUS_CHUNK.pack(*head, 12, self._allocation, length, 0))
         return position
 
     # ---- the payload of a WRITE
@@ -278,12 +274,8 @@ class Transmission:
             out.append(self._error(request.tag, error_on_the_wire(error)))
         elif operation == READ:
             if self._structured:
-                out.append(
-                    _DATA_CHUNK(
-                        wire.STRUCTURED_REPLY_MAGIC, wire.REPLY_FLAG_DONE, wire.REPLY_TYPE_OFFSET_DATA,
-                        request.tag, request.length + 8, request.offset,
-                    )  # fmt: skip
-                )
+                head = (wire.STRUCTURED_REPLY_MAGIC, wire.REPLY_FLAG_DONE, wire.REPLY_TYPE_OFFSET_DATA, request.tag)
+                out.append(_DATA_CHUNK(*head, request.length + 8, request.offset))
             else:
                 out.append(_OK + request.tag)
             view = desk.view
@@ -326,5 +318,3 @@ class Transmission:
             self._desk.inflight -= 1
             request.started = 0
             self._desk.give(request.segments)
-
-

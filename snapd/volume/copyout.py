@@ -121,9 +121,7 @@ class CopyOuts:
         """A client's write covers the whole chunk of a snapshot: its data goes to the new chunk, nothing is copied."""
         copy = self._begin(snapshot, chunk, new, -1, region, part)
         assert snapshot.device is not None
-        self._engine.write(
-            snapshot.device, where, self._chunk_bytes, new * self._chunk_bytes, self._written, [copy]
-        )
+        self._engine.write(snapshot.device, where, self._chunk_bytes, new * self._chunk_bytes, self._written, [copy])
         return copy
 
     def _begin(self, snapshot: Snapshot, chunk: int, new: int, where: int, region: int, part: Part) -> Copy:

@@ -11,6 +11,7 @@ not be kept on this host's writes. It is tried again as long as the table is hel
 from __future__ import annotations
 
 from collections.abc import Callable
+
 from snapd import counters
 from snapd.blockdev.base import Device
 from snapd.clock import Clock

@@ -320,4 +320,3 @@ class Volume:
     def notice(self, priority: int, event: str, **fields: Any) -> None:
         """Log something through the control process."""
         self.send(Notice(priority, event, tuple((key, str(value)) for key, value in fields.items())))
-

@@ -1,4 +1,4 @@
-"""What every engine promises, run over the AIO engine on every kind of disk to be had here and over the in-memory twin."""
+"""What every engine promises: the AIO engine on every kind of disk to be had here, and the in-memory twin."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_gather_of_too_many_or_none(rig: Rig) -> None:
 @pytest.mark.parametrize("wrong", ["offset", "length", "where"])
 @pytest.mark.parametrize("operation", ["read", "write", "gather"])
 def test_misaligned(rig: Rig, operation: str, wrong: str) -> None:
-    """An offset, length or address off the logical block fails that operation alone, also where the disk would take it."""
+    """An offset, length or address off the logical block fails that operation alone, even if the disk would take it."""
     where = rig.put(block(1) * 2)
     off = {name: rig.device.logical_block // 2 if name == wrong else 0 for name in ("offset", "length", "where")}
     arguments = (where + off["where"], BLOCK + off["length"], off["offset"], rig.done, "bad")

@@ -6,7 +6,6 @@ Each is a context manager that yields a path and cleans up behind itself.
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,9 +29,8 @@ def file_disk(directory: str | None = None) -> Iterator[str]:
 @contextmanager
 def loop_disk(logical_block: int) -> Iterator[str]:
     """A loop device of SIZE bytes; root only."""
-    with file_disk() as backing:
-        with attached(backing, logical_block) as path:
-            yield path
+    with file_disk() as backing, attached(backing, logical_block) as path:
+        yield path
 
 
 @contextmanager
@@ -68,7 +66,7 @@ def page_cached_disk() -> Iterator[str]:
 def _works(disk: Disk) -> bool:
     try:
         with disk() as path:
-            return os.path.exists(path)
+            return Path(path).exists()
     except (OSError, subprocess.CalledProcessError):
         return False
 

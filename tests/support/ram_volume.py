@@ -1,6 +1,6 @@
 """A volume in memory behind the real NBD server: for clients that need something to talk to.
 
-    python -m tests.support.ram_volume SOCKET [--size BYTES] [--block BYTES]
+python -m tests.support.ram_volume SOCKET [--size BYTES] [--block BYTES]
 """
 
 from __future__ import annotations

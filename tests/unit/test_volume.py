@@ -533,7 +533,7 @@ def test_seed_defect_20_a_wrong_cow_device_is_refused_by_name() -> None:
     other = SnapshotSpec("s2", spec.store, spec.path, "active", False, 1)
     with pytest.raises(Refused, match="snapshot is s1, expected s2"):
         verify(expected, other, device, device.peek(0, 512))
-    with pytest.raises(Refused, match="volume is .* expected 00000000"):
+    with pytest.raises(Refused, match=r"volume is .* expected 00000000"):
         verify(Expected("00000000-0000-0000-0000-000000000000", rig.origin, CHUNK), spec, device, device.peek(0, 512))
     device.poke(16, bytes(496))
     with pytest.raises(Refused, match="no sidecar"):
