@@ -5,6 +5,7 @@ Source: the NBD protocol, doc/proto.md of the nbd project.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -22,7 +23,7 @@ class NbdError(OSError):
 
 
 class NbdClient:
-    """One connection to one export. Raises NbdError for a request that failed, ConnectionError when the server is gone."""
+    """One connection to one export. NbdError: a request failed; ConnectionError: the server is gone."""
 
     def __init__(self, path: str | os.PathLike[str], export: str, timeout: float = 30.0) -> None:
         self._sock = socket.socket(socket.AF_UNIX)
@@ -93,8 +94,6 @@ class NbdClient:
 
     def close(self) -> None:
         """Say good-bye and close."""
-        try:
+        with contextlib.suppress(OSError):
             self._sock.sendall(struct.pack(">IHHQQI", REQUEST_MAGIC, 0, DISCONNECT, 0, 0, 0))
-        except OSError:
-            pass
         self._sock.close()

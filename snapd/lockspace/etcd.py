@@ -101,7 +101,13 @@ def parse_endpoint(endpoint: str) -> tuple[str, bool]:
     """Return gRPC's target and whether it takes TLS. Raises ConfigError."""
     try:
         url = urlsplit(endpoint)
-        good = url.scheme in ("http", "https") and url.hostname and url.port and url.path in ("", "/") and "@" not in url.netloc
+        good = (
+            url.scheme in ("http", "https")
+            and url.hostname
+            and url.port
+            and url.path in ("", "/")
+            and "@" not in url.netloc
+        )
     except ValueError:
         good = False
     if not good:

@@ -167,9 +167,7 @@ class Kv(Protocol):
 
     def txn(self, txn: Txn, timeout: int, done: Callable[[TxnResult | Failure], None]) -> None: ...
 
-    def range(
-        self, request: Range, timeout: int, done: Callable[[RangeResult | Failure, int], None]
-    ) -> None:
+    def range(self, request: Range, timeout: int, done: Callable[[RangeResult | Failure, int], None]) -> None:
         """``done(result, revision)``: revision of the response header, 0 on failure."""
 
     def lease_grant(self, ttl: int, timeout: int, done: Callable[[LeaseResult | Failure], None]) -> None:

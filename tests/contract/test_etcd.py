@@ -18,12 +18,14 @@ from snapd.errors import Ambiguous, ConfigError, LockspaceError
 from snapd.lockspace.etcd import Etcd, Tls, parse_endpoint, to_failure
 from snapd.lockspace.etcd_sync import EtcdSync
 from snapd.lockspace.kv import Compare, Failure, Put, Range, Status, Target, Txn, TxnResult
+from tests.support.deaf_proxy import DeafProxy
 from tests.support.etcd_server import EtcdServer, etcd_cluster, free_ports, make_certificates, wait_for
 from tests.support.kv_rig import SECOND, RealRig
 
 SHORT = SECOND // 4
 PUT = Txn((), (Put("/driver/a", b""),))
 READ = Range("/driver/a")
+HASTY = ("--heartbeat-interval", "50", "--election-timeout", "500")  # a lost leader is noticed after three of them
 
 
 @pytest.fixture(scope="module")
@@ -60,25 +62,44 @@ def eventually_put(rig: RealRig) -> None:
     wait_for(lambda: isinstance(rig.run(PUT, SECOND), TxnResult), "a put succeeds")
 
 
-def test_frozen_etcd_makes_writes_ambiguous(server: EtcdServer, rig: RealRig) -> None:
-    """With etcd stopped a write is ambiguous after its timeout and is applied later; a read and a compare are not."""
+def test_frozen_etcd(server: EtcdServer, rig: RealRig) -> None:
+    """With etcd stopped every call ends at its timeout; writes are ambiguous, a read and a compare are not."""
     key = rig.prefix + "k"
-    rig.done(Txn((), (Put(key, b"before"),)))
+    before = rig.done(Txn((), (Put(key, b"before"),))).revision
     server.pause()
     try:
         begun = time.monotonic()
         assert failure(rig.run(Txn((), (Put(key, b"after"),)), SHORT)).ambiguous
         assert not failure(rig.range_or_failure(Range(key), SHORT)[0]).ambiguous
         assert not failure(rig.run(Txn((Compare(key, Target.MOD, 1),), ()), SHORT)).ambiguous
-        grants: list[object] = []
-        rig.kv.lease_grant(10, SHORT, grants.append)
-        rig.kv.lease_keepalive(1, SHORT, grants.append)
-        rig.wait(lambda: len(grants) == 2)
-        assert all(failure(grant).ambiguous for grant in grants)
-        assert time.monotonic() - begun < 4
+        answers: list[object] = []
+        rig.kv.lease_grant(10, SHORT, answers.append)
+        rig.kv.lease_keepalive(1, SHORT, answers.append)
+        rig.kv.lease_revoke(1, SHORT, answers.append)
+        rig.wait(lambda: len(answers) == 3)
+        assert all(failure(answer).ambiguous for answer in answers)
+        statuses: list[Status | Failure] = []
+        rig.etcd.status(SHORT, statuses.append)
+        rig.wait(lambda: bool(statuses))
+        assert not failure(statuses[0]).ambiguous
+        assert time.monotonic() - begun < 8
     finally:
         server.resume()
-    wait_for(lambda: rig.range(Range(key))[0].kvs[0].value == b"after", "the ambiguous write is applied")
+    (kv,) = rig.range(Range(key))[0].kvs  # either is right: that is what ambiguous means
+    assert (kv.value, kv.mod_revision == before) in ((b"before", True), (b"after", False))
+
+
+def test_lost_answers(server: EtcdServer) -> None:
+    """A write whose answer was lost is ambiguous, and it was applied."""
+    with DeafProxy(server.url) as proxy:
+        rig = RealRig(server, [proxy.url])
+        rig.done(Txn((), (Put(rig.prefix + "a", b"1"),)))
+        proxy.deaf.set()
+        assert failure(rig.run(Txn((), (Put(rig.prefix + "a", b"2"),)), SHORT)).ambiguous
+        rig.close()
+        other = RealRig(server)
+        wait_for(lambda: other.range(Range(rig.prefix + "a"))[0].kvs[0].value == b"2", "the write is applied")
+        other.close()
 
 
 def test_restart_of_etcd(own_server: EtcdServer) -> None:
@@ -126,14 +147,14 @@ def test_frozen_member_is_left() -> None:
 
 def test_watch_on_a_member_without_leader_is_lost() -> None:
     """A member cut off from the others ends the watch: a progress answer of it would prove nothing."""
-    with etcd_cluster() as servers:
+    with etcd_cluster(arguments=HASTY) as servers:
         rig = RealRig(servers[0])
         eventually_put(rig)
         recorder = rig.watch("/driver/", rig.range(READ)[1])
         rig.wait(lambda: bool(recorder.events()))
         for server in servers[1:]:
             server.kill()
-        rig.wait(recorder.lost, 15)
+        rig.wait(recorder.lost, 30)
         rig.close()
 
 
@@ -148,7 +169,7 @@ def test_mutual_tls(tmp_path: Path) -> None:
         rig.close()
         wrong_ca = Tls(certificates.stranger.cert, certificates.client.cert, certificates.client.key)
         for tls in (certificates.stranger, Tls(certificates.ca), wrong_ca):
-            with EtcdSync([server.url], tls, patience=SECOND) as client, pytest.raises(LockspaceError):
+            with EtcdSync([server.url], tls, patience=SHORT) as client, pytest.raises(LockspaceError):
                 client.range(READ)
 
 
@@ -226,8 +247,8 @@ def test_close_leaves_no_threads(server: EtcdServer) -> None:
         begun = time.monotonic()
         rig.close()
         rig.close()
-        assert time.monotonic() - begun < 1
-        wait_for(lambda: set(threading.enumerate()) <= before, "gRPC's threads end", 2)
+        assert time.monotonic() - begun < 5
+        wait_for(lambda: set(threading.enumerate()) <= before, "gRPC's threads end")
     finally:
         server.resume()
     while not rig.posted.empty():
@@ -272,7 +293,7 @@ def test_sync_gives_up(server: EtcdServer) -> None:
     begun = time.monotonic()
     with EtcdSync([dead_url()], patience=SECOND) as client, pytest.raises(LockspaceError, match="unavailable"):
         client.range(READ)
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 8
     assert issubclass(Ambiguous, LockspaceError)
 
 

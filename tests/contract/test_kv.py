@@ -24,7 +24,7 @@ from snapd.lockspace.kv import (
     WatchLost,
     prefix_end,
 )
-from snapd.lockspace.pages import read_prefix
+from snapd.lockspace.pages import PAGE, read_prefix
 from tests.support.etcd_server import EtcdServer
 from tests.support.kv_rig import TIMEOUT, FakeRig, RealRig, Recorder, Rig
 
@@ -46,22 +46,24 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 @pytest.fixture(params=["real", "fake"])
-def full_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    """An etcd that has a lease and a key, and then no space left."""
+def full_rig(request: pytest.FixtureRequest) -> Iterator[tuple[Rig, int]]:
+    """An etcd that has a key and a lease, and then no space left."""
     if request.param == "fake":
         fake = FakeRig()
         put_all(fake, "a")
+        lease = fake.lease(fake.kv.lease_grant, 60).lease
         fake.etcd.no_space = True
-        yield fake
+        yield fake, lease
         return
     with EtcdServer(arguments=["--quota-backend-bytes", "2000000"]) as small:
         real = RealRig(small)
         put_all(real, "a")
+        lease = real.lease(real.kv.lease_grant, 60).lease
         for number in range(100):
             answer = real.run(Txn((), (Put(f"/fill/{number}", bytes(500_000)),)))
             if isinstance(answer, Failure):
                 break
-        yield real
+        yield real, lease
         real.close()
 
 
@@ -175,6 +177,18 @@ def test_pages_are_of_one_moment(rig: Rig) -> None:
     assert [kv.key for kv in kvs] == [rig.prefix + name for name in names]
     assert {kv.mod_revision for kv in kvs} == {at}
     assert at in (revision, revision + 1)
+
+
+def test_many_keys(rig: Rig) -> None:
+    """A prefix with more keys than a page holds is read whole, in order."""
+    names = [f"{number:05}" for number in range(2 * PAGE + 1)]
+    for at in range(0, len(names), 128):
+        put_all(rig, *names[at : at + 128])
+    answers: list[tuple[KeyValue, ...] | Failure] = []
+    read_prefix(rig.kv, rig.prefix, TIMEOUT, lambda kvs, at: answers.append(kvs))
+    rig.wait(lambda: bool(answers))
+    assert not isinstance(answers[0], Failure)
+    assert [kv.key.removeprefix(rig.prefix) for kv in answers[0]] == names
 
 
 def test_impossible_revisions(rig: Rig) -> None:
@@ -355,9 +369,9 @@ def test_cancelled_watch_is_silent(rig: Rig) -> None:
     other.watch.cancel()
 
 
-def test_no_space(full_rig: Rig) -> None:
-    """Without space a transaction with a put and a grant fail by name; reads, watches and deletes go on."""
-    rig = full_rig
+def test_no_space(full_rig: tuple[Rig, int]) -> None:
+    """Without space a transaction with a put and a grant fail by name; reads, keepalives and deletes go on."""
+    rig, lease = full_rig
     key = rig.prefix + "a"
     failure = rig.refused(Txn((Compare(key, CREATE, 12345),), (Put(rig.prefix + "b", b""),), (Range(key),)))
     assert failure.no_space
@@ -366,6 +380,7 @@ def test_no_space(full_rig: Rig) -> None:
     rig.wait(lambda: bool(grants))
     assert isinstance(grants[0], Failure)
     assert grants[0].no_space
+    assert rig.lease(rig.kv.lease_keepalive, lease).ttl > 0
     assert rig.range(Range(key))[0].kvs
     assert rig.done(Txn((Compare(key, CREATE, 0),), (Delete(key),), (Range(key),))).results[0] is not None
     assert rig.done(Txn((), (Delete(key),))).succeeded

@@ -69,8 +69,22 @@ def make_certificates(directory: Path) -> Certificates:
 
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
     for name in ("ca", "stranger"):
-        openssl("req", "-x509", *curve, "-days", "2", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem")
-    (directory / "san").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
+        openssl(
+            "req",
+            "-x509",
+            *curve,
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={name}",
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.pem",
+        )
+    (directory / "san").write_text(
+        "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n"
+    )
     for name in ("server", "csnap"):
         openssl("req", "-new", *curve, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
         sign = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "san")
@@ -83,7 +97,7 @@ def make_certificates(directory: Path) -> Certificates:
 
 
 class EtcdServer:
-    """One etcd process. ``stop``, ``kill``, ``pause``, ``resume``, ``start``; a context manager that removes its data."""
+    """One etcd process: ``start``, ``stop``, ``kill``, ``pause``, ``resume``. Its context manager removes its data."""
 
     def __init__(
         self,

@@ -68,8 +68,8 @@ class Rig(ABC):
     @abstractmethod
     def compact(self, revision: int) -> None: ...
 
-    def close(self) -> None:
-        """Leave nothing behind."""
+    @abstractmethod
+    def close(self) -> None: ...
 
     def run(self, txn: Txn, timeout: int = TIMEOUT) -> TxnResult | Failure:
         answers: list[TxnResult | Failure] = []
@@ -154,3 +154,6 @@ class FakeRig(Rig):
 
     def compact(self, revision: int) -> None:
         self.etcd.compact(revision)
+
+    def close(self) -> None:
+        """Nothing runs, nothing is open."""
