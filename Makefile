@@ -1,0 +1,46 @@
+# The entry points; `make` alone lists them. Everything is installed by tools/setup.
+
+SHELL := /bin/bash
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint format setup setup-demo kernel lock clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: setup-demo  ## watch a snapshot being taken under two writing hosts (installs what it needs)
+	@$(PY) -m demo
+
+test: setup lint kernel  ## everything (installs what it needs; some 15 minutes on two cores)
+	$(PYTEST) --durations=15
+
+check: setup lint  ## lint, types, layers, unit and property tests: under a minute
+	$(PYTEST) -q tests/unit tests/property
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+format: setup  ## put the sources into the one format
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+setup:  ## install Debian packages and .venv, once
+	@tools/setup test
+
+setup-demo:
+	@tools/setup demo
+
+kernel: setup  # a distribution kernel for the tests, cached outside the clone
+	@if [ -e tests/kernel/support/build.py ]; then $(PY) -m tests.kernel.support.build; fi
+
+lock: setup  ## renew requirements/*.txt: the newest versions that pyproject.toml allows
+	tools/lock
+
+clean:  ## remove .venv and all that was generated (Debian packages and the kernel's cache stay)
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
