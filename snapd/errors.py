@@ -13,6 +13,8 @@
     │   └── Ambiguous         the transaction may or may not have been applied: bump the epoch, then look
     ├── Fenced            this member was recovered by others: fail all I/O and exit
     └── NoDaemon          nobody answers on the admin socket
+
+On the right: what it means, and what the caller does about it.
 """
 
 from __future__ import annotations

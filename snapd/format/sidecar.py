@@ -48,7 +48,7 @@ class Sidecar:
     generation: int
 
     def to_bytes(self, chunk_size: int) -> bytes:
-        """Return bytes 16..512 of a device whose chunks are ``chunk_size`` sectors. Raises FormatError for a bad name."""
+        """Return bytes 16..512 of a device with chunks of ``chunk_size`` sectors. Raises FormatError for a bad name."""
         if not NAME.fullmatch(self.snapshot):
             raise FormatError(f"sidecar: snapshot name {self.snapshot!r}, expected {NAME.pattern}")
         name = self.snapshot.encode("ascii")
@@ -78,9 +78,8 @@ class Sidecar:
         magic, volume, store, origin_size, generation, length, name = _FIELDS.unpack_from(data, Header.SIZE)
         if magic != MAGIC:
             raise FormatError(f"sidecar: magic {magic!r}, expected {MAGIC!r}")
-        found, expected = _CRC.unpack_from(data, _CRC_AT)[0], _checksum(
-            Header(True, chunk_size).to_bytes() + data[Header.SIZE : _CRC_AT]
-        )
+        found = _CRC.unpack_from(data, _CRC_AT)[0]
+        expected = _checksum(Header(True, chunk_size).to_bytes() + data[Header.SIZE : _CRC_AT])
         if found != expected:
             raise FormatError(f"sidecar: checksum {found:#010x}, expected {expected:#010x}")
         text = name[:length].decode("ascii", "replace")

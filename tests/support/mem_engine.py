@@ -55,21 +55,17 @@ class MemoryEngine:
     def read(self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any) -> None:
         self._queued.append(("read", device, (where,), length, offset, done, arg))
 
-    def write(
-        self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any, fua: bool = False
-    ) -> None:
+    def write(self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any, fua: bool = False) -> None:
         self._queued.append(("write", device, (where,), length, offset, done, arg))
 
-    def write_gather(
-        self, device: Any, wheres: Sequence[int], piece: int, offset: int, done: Done, arg: Any
-    ) -> None:
+    def write_gather(self, device: Any, wheres: Sequence[int], piece: int, offset: int, done: Done, arg: Any) -> None:
         self._queued.append(("write", device, tuple(wheres), piece, offset, done, arg))
 
     def flush(self, device: Any, done: Done, arg: Any) -> None:
         self._queued.append(("flush", device, (), 0, 0, done, arg))
 
     def kick(self) -> None:
-        held = []
+        held: list[tuple[Any, ...]] = []
         open_ = self._gate()
         for operation in self._queued:
             (self._running if open_ or operation[0] != "write" else held).append(operation)

@@ -134,7 +134,7 @@ class StoreRig:
     def entries(self) -> list[tuple[int, int]]:
         """The list as it lies on the device, area by area, up to its terminator."""
         layout = Layout(self.config.chunk_sectors, self.device.size)
-        found = []
+        found: list[tuple[int, int]] = []
         for area in range(layout.total_chunks // layout.stride + 1):
             for slot in range(layout.epa):
                 where = layout.area_chunk(area) * layout.chunk_bytes + slot * ENTRY_BYTES

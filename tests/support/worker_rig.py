@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from uuid import uuid4
 
 from snapd import counters
-from tests.support.mem_engine import MemoryArena as Arena
-from tests.support.mem_engine import MemoryDevice, MemoryEngine
 from snapd.errors import Refused
-from snapd.exstore.clusterized import OPTION, Clusterized
 from snapd.exstore.base import StoreConfig
+from snapd.exstore.clusterized import OPTION, Clusterized
 from snapd.exstore.types import store_types
 from snapd.format.header import Header
 from snapd.format.sidecar import Sidecar
@@ -27,6 +26,8 @@ from snapd.volume.snapshot import Snapshot
 from snapd.volume.table import Table
 from snapd.volume.volume import Geometry, Volume
 from tests.support.lock_sim import LockSim, Port
+from tests.support.mem_engine import MemoryArena as Arena
+from tests.support.mem_engine import MemoryDevice, MemoryEngine
 
 VOLUME_UUID = "5b1c0e7e-6d0f-4c57-9a5e-0d8a7f2f9a11"
 CHUNK = 4 * KIB
@@ -200,7 +201,7 @@ class Rig:
         moves: list[Callable[[], bool]] = [lambda: self.locks.deliver(self.rng)]
         for host in self.hosts:
             moves.append(host.reap_one)
-            moves.append(lambda host=host: self._receive(host))
+            moves.append(partial(self._receive, host))
         if self.rng:
             self.rng.shuffle(moves)
         return any(move() for move in moves)

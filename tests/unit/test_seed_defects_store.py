@@ -179,9 +179,9 @@ def test_defect_18_shared_and_unreadable_cores_are_really_refused() -> None:
     """What cannot be wrapped is refused by name; what declares nothing is not even registered."""
     registry = store_types()
     registry.register(SharedStore)
-    with pytest.raises(Refused, match="shared_thing.*shared"):
+    with pytest.raises(Refused, match=r"shared_thing.*shared"):
         registry.find("clusterized_shared_thing")
-    with pytest.raises(Refused, match="clusterized_transient.*cannot be re-read"):
+    with pytest.raises(Refused, match=r"clusterized_transient.*cannot be re-read"):
         registry.find("clusterized_transient")
     with pytest.raises(Refused, match="does not declare"):
         registry.register(UndeclaredStore)  # type: ignore[arg-type]
