@@ -1,1 +1,1 @@
-"""The main job, shown on real parts: see run.py."""
+"""The main job, shown on real parts: ``python -m demo``; the story is in story.py."""

@@ -7,6 +7,9 @@ reported at ``returned`` must show, in every block, a write that
 - was issued before ``returned``  (nothing issued after the command returned is in the snapshot), and
 - was not overwritten before ``began`` (everything acknowledged before the command began is in it): no other
   write of the block was issued after this one was acknowledged and itself acknowledged before ``began``.
+
+And there must be one moment for all blocks together: no write in it was issued after another one, that it lacks,
+was acknowledged; whichever hosts made the two.
 """
 
 from __future__ import annotations
@@ -57,34 +60,42 @@ def judge(image: bytes, block_size: int, writes: Iterable[Write], began: float, 
     for write in writes:
         by_block[write.block].append(write)
     problems = []
+    newest: Write | None = None  # of the writes in the image, the one issued last
+    oldest: Write | None = None  # of the writes it lacks, the one acknowledged first
     for block in range(len(image) // block_size):
         known = by_block.get(block, [])
         try:
-            found = read_stamp(image[block * block_size : (block + 1) * block_size])
+            shown = _shown(block, image[block * block_size : (block + 1) * block_size], known)
         except ValueError as error:
             problems.append(f"block {block}: {error}")
             continue
-        problem = _judge_block(block, found, known, began, returned)
-        if problem:
-            problems.append(f"block {block}: {problem}")
+        if shown is not None and (newest is None or shown.issued > newest.issued):
+            newest = shown
+        shown_at = -NEVER if shown is None else shown.acknowledged
+        for lacking in (write for write in known if write.issued > shown_at):
+            if oldest is None or lacking.acknowledged < oldest.acknowledged:
+                oldest = lacking
+    if newest is not None and newest.issued > returned:
+        problems.append(
+            f"block {newest.block}: a write issued {newest.issued - returned:.4f} s after the command returned"
+        )
+    if oldest is not None and oldest.acknowledged < began:
+        ago = began - oldest.acknowledged
+        problems.append(f"block {oldest.block}: lacks a write acknowledged {ago:.4f} s before the command began")
+    if newest is not None and oldest is not None and newest.issued > oldest.acknowledged:
+        problems.append(f"not one moment: has {newest}, lacks {oldest}")
     return problems
 
 
-def _judge_block(
-    block: int, found: tuple[int, int, int] | None, known: list[Write], began: float, returned: float
-) -> str:
-    shown_at = -NEVER
-    if found is not None:
-        host, stamped, sequence = found
-        if stamped != block:
-            return f"shows the content of block {stamped}"
-        shown = next((write for write in known if (write.host, write.sequence) == (host, sequence)), None)
-        if shown is None:
-            return f"shows a write that nobody made: host {host}, sequence {sequence}"
-        if shown.issued > returned:
-            return f"shows a write issued {shown.issued - returned:.3f} s after the command returned"
-        shown_at = shown.acknowledged
-    lost = [write for write in known if write.issued > shown_at and write.acknowledged < began]
-    if lost:
-        return f"lacks a write acknowledged {began - lost[-1].acknowledged:.3f} s before the command began"
-    return ""
+def _shown(block: int, data: bytes, known: list[Write]) -> Write | None:
+    """Return the write that a block shows; None for zeros. Raises ValueError if it shows none that was made."""
+    found = read_stamp(data)
+    if found is None:
+        return None
+    host, stamped, sequence = found
+    if stamped != block:
+        raise ValueError(f"shows the content of block {stamped}")
+    for write in known:
+        if (write.host, write.sequence) == (host, sequence):
+            return write
+    raise ValueError(f"shows a write that nobody made: host {host}, sequence {sequence}")

@@ -28,9 +28,13 @@ class NbdClient:
     def __init__(self, path: str | os.PathLike[str], export: str, timeout: float = 30.0) -> None:
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.settimeout(timeout)
-        self._sock.connect(os.fspath(path))
         self._cookie = 0
-        self.size = self._negotiate(export)
+        try:
+            self._sock.connect(os.fspath(path))
+            self.size = self._negotiate(export)
+        except BaseException:
+            self._sock.close()
+            raise
 
     def __enter__(self) -> NbdClient:
         return self

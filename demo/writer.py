@@ -3,7 +3,8 @@
 usage: python -m demo.writer SOCKET JOURNAL HOST BLOCK_SIZE FIRST LAST SEED
 
 Blocks are chosen at random in [FIRST, LAST). Each line of the journal is ``block sequence issued acknowledged``
-(seconds on CLOCK_MONOTONIC; ``-`` for a write that was never acknowledged). SIGTERM stops it at a request boundary.
+(seconds on CLOCK_MONOTONIC); a last line may lack what did not happen any more. SIGTERM stops it at a request
+boundary. Exit 0: told to stop; 1: a write failed; 3: the server is gone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import time
 from pathlib import Path
 
 from demo.history import NEVER, Write, stamp
-from demo.nbd import NbdClient
+from demo.nbd import NbdClient, NbdError
+
+FAILED, GONE = 1, 3
 
 
 def main(argv: list[str]) -> int:
@@ -25,14 +28,21 @@ def main(argv: list[str]) -> int:
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     sequence = 0
-    with NbdClient(path, "origin") as client, open(journal, "w", buffering=1) as notes:
-        while not stopping:
-            sequence += 1
-            block = rng.randrange(first, last)
-            issued = time.monotonic()
-            notes.write(f"{block} {sequence} {issued:.9f} ")
-            client.write(block * size, stamp(host, block, sequence, size))
-            notes.write(f"{time.monotonic():.9f}\n")
+    try:
+        with NbdClient(path, "origin") as client, open(journal, "w", buffering=1) as notes:
+            while not stopping:
+                sequence += 1
+                block = rng.randrange(first, last)
+                issued = time.monotonic()
+                notes.write(f"{block} {sequence} {issued:.9f} ")
+                client.write(block * size, stamp(host, block, sequence, size))
+                notes.write(f"{time.monotonic():.9f}\n")
+    except NbdError as error:
+        print(f"write {sequence}: {error}", file=sys.stderr)
+        return FAILED
+    except (ConnectionError, FileNotFoundError) as error:
+        print(f"write {sequence}: {error}", file=sys.stderr)
+        return GONE
     return 0
 
 

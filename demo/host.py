@@ -1,0 +1,163 @@
+"""One host of the demo: its configuration file, the ``csnap`` command for it, and what its daemon says of itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND_LIMIT = 60.0  # seconds for any csnap command
+METRICS_LIMIT = 5.0
+
+CONFIG = """\
+[volume]
+name = "{volume.name}"
+cluster_uuid = "{volume.uuid}"
+origin = "{volume.origin}"
+chunk_size = "{volume.chunk_size}"
+region_size = "{volume.region_size}"
+type = "clusterized_persistent"
+[node]
+name = "{name}"
+[lockspace]
+endpoints = ["{volume.endpoint}"]
+lease_ttl = {volume.lease_ttl}
+allow_old_etcd = true
+[export]
+directory = "{directory}"
+[metrics]
+listen = "127.0.0.1:{port}"
+[fencing]
+method = "unsafe"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """What is the same on every host."""
+
+    name: str
+    uuid: str
+    origin: Path
+    endpoint: str
+    lease_ttl: int = 3
+    chunk_size: str = "16KiB"
+    region_size: str = "1MiB"
+
+
+class CommandFailed(Exception):
+    """A csnap command did not end with 0."""
+
+
+def csnap() -> list[str]:
+    """Return the installed ``csnap`` of this Python, or the same program from the sources."""
+    installed = Path(sys.executable).with_name("csnap")
+    if installed.exists():
+        return [str(installed)]
+    return [sys.executable, "-c", "import sys; from snapd.cli.main import main; sys.exit(main())"]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for csnap and for ``python -m demo.*``: the modules of this checkout are found."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def run_csnap(*arguments: str | Path, limit: float = COMMAND_LIMIT) -> subprocess.CompletedProcess[str]:
+    """Run a csnap command to its end."""
+    command = [*csnap(), *map(str, arguments)]
+    return subprocess.run(
+        command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit, check=False
+    )
+
+
+def checked_csnap(*arguments: str | Path) -> str:
+    """Run a csnap command that must succeed; return its output."""
+    ended = run_csnap(*arguments)
+    if ended.returncode:
+        shown = " ".join(map(str, arguments))
+        raise CommandFailed(f"csnap {shown}: exit {ended.returncode}: {ended.stderr.strip() or ended.stdout.strip()}")
+    return ended.stdout
+
+
+def free_ports(count: int) -> list[int]:
+    """Return different TCP ports of loopback that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Host:
+    """A host with a directory of its own, on a volume it shares with others."""
+
+    def __init__(self, name: str, directory: Path, volume: Volume, port: int) -> None:
+        directory.mkdir(exist_ok=True)
+        self.name = name
+        self.directory = directory
+        self.volume = volume
+        self.config = directory / f"{volume.name}.toml"
+        self.socket = directory / "nbd.sock"
+        self._port = port
+        self.config.write_text(CONFIG.format(volume=volume, name=name, directory=directory, port=port))
+
+    def serve(self) -> list[str]:
+        """Return the command of the daemon."""
+        return [*csnap(), "serve", str(self.config)]
+
+    def csnap(self, *arguments: str | Path) -> str:
+        """Run a command that takes this host's configuration after the words that name it; return its output."""
+        words = [argument for argument in arguments if argument != "CONFIG"]
+        assert len(words) == len(arguments) - 1
+        return checked_csnap(*(self.config if argument == "CONFIG" else argument for argument in arguments))
+
+    def status(self) -> dict[str, Any] | None:
+        """Return what ``csnap status --json`` says; None while no daemon answers."""
+        ended = run_csnap("status", self.config, "--json")
+        if ended.returncode:
+            return None
+        status: dict[str, Any] = json.loads(ended.stdout)
+        return status
+
+    def metrics(self) -> Metrics:
+        """Ask the daemon's Prometheus endpoint."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{self._port}/metrics", timeout=METRICS_LIMIT) as answer:
+            return Metrics(answer.read().decode())
+
+
+class Metrics:
+    """The samples of one scrape."""
+
+    def __init__(self, text: str) -> None:
+        families = text_string_to_metric_families(text)
+        self._samples = [sample for family in families for sample in family.samples]
+
+    def sum(self, name: str, **labels: str) -> float:
+        """Return the sum of the samples of this name that carry these labels; 0 if there is none."""
+        return sum(
+            sample.value
+            for sample in self._samples
+            if sample.name == name and labels.items() <= dict(sample.labels).items()
+        )
+
+    def quantile(self, name: str, part: float, **labels: str) -> float:
+        """Return the upper bound of the bucket in which this part of a histogram's observations ends."""
+        buckets: dict[float, float] = {}
+        for sample in self._samples:
+            if sample.name == f"{name}_bucket" and labels.items() <= dict(sample.labels).items():
+                bound = float(sample.labels["le"])
+                buckets[bound] = buckets.get(bound, 0.0) + sample.value
+        total = buckets.get(float("inf"), 0.0)
+        return next((bound for bound, count in sorted(buckets.items()) if total and count >= part * total), 0.0)
