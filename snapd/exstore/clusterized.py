@@ -96,6 +96,9 @@ class Clusterized:
             return  # nothing moved; or an answer that was overtaken by one that told more
         if self._target is not None and 0 < counter.revision <= self._target.revision:
             return
+        if self._target is None and UNTRUSTED < self._value <= counter.value <= self.core.count and self.core.loaded:
+            self._seen, self._value = counter.revision, counter.value  # this member's own bump: all of it is known
+            return
         self._target = counter
         self._step()
 
@@ -119,6 +122,14 @@ class Clusterized:
     def current(self) -> bool:
         """Whether everything the counter announced is known, so that a miss under the region's lock is final."""
         return self._target is None and self.dead is None
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the core's count is that of everything the counter announced; also of a store that is dead.
+
+        A store dies of a failed append with nothing to re-read: what it committed before must still be announced.
+        """
+        return self._target is None
 
     @property
     def idle(self) -> bool:
@@ -242,6 +253,10 @@ class Clusterized:
                 loaded(error)
             self._ports.lost(error)
         self._step()
+
+    def give_up(self, error: CsnapError) -> None:
+        """This member stops for good: fail what waits for the tail, start nothing more."""
+        self._die(error)
 
     def _fail_pending(self) -> None:
         pending, self._pending = self._pending, []

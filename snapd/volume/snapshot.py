@@ -71,6 +71,12 @@ class Closing:
     def wait(self, chunk: int, part: Part) -> None:
         self._waiting.setdefault(chunk, []).append(part)
 
+    def take_waiting(self) -> list[Part]:
+        """Remove and return every waiting part (shutdown, fencing)."""
+        parts = [part for queue in self._waiting.values() for part in queue]
+        self._waiting.clear()
+        return parts
+
     def end(self, chunk: int) -> list[Part]:
         """Return the parts to restart, once no commit of the chunk is left."""
         left = self._count[chunk] - 1

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from snapd import counters
 from snapd.blockdev.base import Device
 from snapd.clock import Clock
-from snapd.errors import CsnapError
+from snapd.errors import CsnapError, Refused
 from snapd.exstore.base import Action, StoreConfig
 from snapd.exstore.clusterized import Clusterized
 from snapd.messages import (
     EX,
     NL,
+    UNTRUSTED,
     Bumped,
     Counter,
     Done,
@@ -205,15 +206,22 @@ class Table:
                     return
                 volume.stack.append(snapshot)
         self._counters(grant.counters)
+        told = {counter.store for counter in grant.counters}
+        self._counters(tuple(Counter(s.spec.store, 0, UNTRUSTED) for s in volume.stack if s.spec.store not in told))
         self._loaded(grant)
 
     def _open(self, snapshot: Snapshot) -> None:
         if snapshot.store is not None:
             return
         volume, spec = self._volume, snapshot.spec
-        device = self._prepared.pop(spec.store, None) or self._open_cow(spec)
         chunk = volume.geometry.chunk_bytes
-        image = self._images.pop() if self._images else volume.engine.arena.allocate(chunk)
+        if not self._images:
+            try:
+                self._images.append(volume.engine.arena.allocate(chunk))
+            except MemoryError as error:
+                raise Refused(f"no memory for the area of one more snapshot: {error}") from None
+        device = self._prepared.pop(spec.store, None) or self._open_cow(spec)
+        image = self._images.pop()
         snapshot.device, snapshot.image = device, image
         snapshot.store = self._make_store(
             StoreConfig(

@@ -19,6 +19,7 @@ from typing import Any
 from snapd import counters
 from snapd.blockdev.base import Arena, Device, Engine
 from snapd.clock import Clock
+from snapd.errors import DeviceError
 from snapd.messages import Done, Message, Notice, Want
 from snapd.units import MIB
 from snapd.volume.copyout import CopyOuts
@@ -83,6 +84,7 @@ class Volume:
         self.held = False  # the table is held
         self.frozen = True  # ... but asked back, or not loaded yet
         self.stalled = False
+        self.failed = 0  # an errno: fenced, or stopping without locks: everything is answered with it
         self.on_drained: Callable[[], None] = lambda: None
         self.running = 0
         self._waiting: deque[Part] = deque()  # until the table is granted, or the lease stands again
@@ -123,6 +125,9 @@ class Volume:
         if export.read_only and operation in (WRITE, ZERO):
             request.done(request, EPERM)
             return
+        if self.failed:
+            request.done(request, self.failed)
+            return
         request.left = 1  # this loop itself
         request.cursor = 0
         if operation == ZERO:
@@ -155,9 +160,9 @@ class Volume:
         return parts
 
     def _feed(self, request: Request) -> None:
-        """Start the next parts of a WRITE_ZEROES, a few at a time."""
+        """Start the next parts of a WRITE_ZEROES, a few at a time; none once it has failed."""
         region = self.geometry.region_bytes
-        while request.cursor < request.length and request.left <= ZERO_PARTS:
+        while request.cursor < request.length and request.left <= ZERO_PARTS and not request.error:
             offset = request.offset + request.cursor
             size = min(request.length - request.cursor, region - offset % region, ZERO_BYTES)
             request.cursor += size
@@ -168,7 +173,7 @@ class Volume:
         if error and not request.error:
             request.error = error
         request.left -= 1
-        if request.operation == ZERO and request.left and request.cursor < request.length:
+        if request.operation == ZERO and request.left:
             self._feed(request)
         if not request.left:
             request.done(request, request.error)
@@ -180,6 +185,8 @@ class Volume:
         if self.admitting:
             self.running += 1
             self.router.route(part)
+        elif self.failed:
+            self._part_done(part.request, self.failed)
         else:
             self._waiting.append(part)
 
@@ -191,7 +198,7 @@ class Volume:
     def finish(self, part: Part) -> None:
         """A running part is done (its ``error`` says how)."""
         self.running -= 1
-        self._part_done(part.request, part.error)
+        self._part_done(part.request, part.error or self.failed)
         self._check_drained()
 
     def pause(self, part: Part) -> None:
@@ -210,6 +217,9 @@ class Volume:
 
     def stall(self, part: Part) -> None:
         """A running part met the deadline: it waits until the lease stands again."""
+        if self.failed:
+            self.finish(part)
+            return
         self._waiting.append(part)
         self.set_stalled(True)
         self.pause(part)
@@ -227,7 +237,10 @@ class Volume:
         for part in parts:
             part.left -= 1
             if not part.left:
-                self.router.route(part)
+                if self.failed:
+                    self.finish(part)
+                else:
+                    self.router.route(part)
         self.restart(waiting)
         self.wake()
 
@@ -256,7 +269,7 @@ class Volume:
 
     def admit(self) -> None:
         """Start everything that waited, if I/O may run."""
-        self.admitting = self.held and not self.frozen and not self.stalled
+        self.admitting = self.held and not self.frozen and not self.stalled and not self.failed
         if self.admitting:
             waiting, self._waiting = self._waiting, deque()
             self.restart(waiting)
@@ -283,13 +296,21 @@ class Volume:
         self.words[counters.WAITING] = len(self._waiting) + len(self._blocked) + self.regions.waiting
 
     def fail_all(self, error: int) -> None:
-        """Fenced, or stopping without a lease: answer everything that waits with ``error``."""
+        """Fenced, or stopping without a lease: answer what waits with ``error``, and from now on all else.
+
+        What runs is answered when its I/O has ended (the caller aborts what was not handed over): until then a
+        device may write into its buffers. Nothing new is started, and what breaks on the way costs no snapshot.
+        """
+        self.failed = error
         self.admitting = False
-        parts = [*self._waiting, *self._blocked, *self.regions.take_waiting()]
+        parts = [*self._waiting, *self._blocked, *self.regions.take_waiting(), *self.copies.closing.take_waiting()]
         self._waiting.clear()
         self._blocked.clear()
         for part in parts:
             self._part_done(part.request, error)
+        for snapshot in self.stack:
+            if snapshot.store is not None:
+                snapshot.store.give_up(DeviceError("stopped", error))
 
     # ---- towards the lockspace
 
@@ -297,12 +318,13 @@ class Volume:
         """Entries committed in every store whose tail this member holds and has caught up with.
 
         One that is still being re-read, or zeroed after a recovery, is left out: its number would be too low,
-        and would declare a tail trusted that is not.
+        and would declare a tail trusted that is not. One that cannot append any more is not: others must find
+        what it committed before, until its snapshot is invalid.
         """
         return tuple(
             (uuid, snapshot.store.core.count)
             for uuid, snapshot in self.snapshots.items()
-            if snapshot.store is not None and snapshot.store.tail and snapshot.store.current
+            if snapshot.store is not None and snapshot.store.tail and snapshot.store.caught_up
         )
 
     def _want_region(self, region: int, mode: int) -> None:
@@ -313,7 +335,7 @@ class Volume:
 
     def lost(self, snapshot: Snapshot, reason: str) -> None:
         """A snapshot cannot be kept: the control process takes the table and invalidates it."""
-        if not snapshot.lost:
+        if not snapshot.lost and not self.failed:
             snapshot.lost = reason
             self.router.overflow(snapshot, reason)
 

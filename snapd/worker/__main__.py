@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import gc
 import os
 import signal
 import socket
 import sys
+import traceback
 from dataclasses import fields
 
 from snapd import counters
@@ -17,6 +19,7 @@ from snapd.messages import Fatal, encode
 from snapd.worker.launch import Descriptors, WorkerSettings
 from snapd.worker.main import Worker
 from snapd.worker.pages import DEADLINE_BYTES, attach
+from snapd.worker.process import protect
 
 
 def main() -> int:
@@ -32,16 +35,25 @@ def main() -> int:
     sock = socket.socket(fileno=given.channel)
     try:
         settings = WorkerSettings.from_bytes(os.pread(given.settings, 1 << 16, 0))
-        worker = Worker(
-            settings, sock, attach(given.deadline, DEADLINE_BYTES), attach(given.counters, counters.PAGE_BYTES)
-        )
-    except CsnapError as error:
-        sock.setblocking(True)
-        sock.send(encode(Fatal(str(error))))
-        return 1
+        deadline, words = attach(given.deadline, DEADLINE_BYTES), attach(given.counters, counters.PAGE_BYTES)
+        worker = Worker(settings, sock, deadline, words, protect())
+    except (CsnapError, OSError, MemoryError) as error:
+        return fail(sock, str(error))
     gc.collect()
     gc.freeze()  # nothing of the start-up is looked at again; what runs makes few cycles
-    return worker.run()
+    try:
+        return worker.run()
+    except Exception as error:
+        traceback.print_exc()
+        return fail(sock, f"{type(error).__name__}: {error}")
+
+
+def fail(sock: socket.socket, reason: str) -> int:
+    """Tell the control process why this is the end, if it is still there."""
+    sock.setblocking(True)
+    with contextlib.suppress(OSError):
+        sock.send(encode(Fatal(reason[:1000])))
+    return 1
 
 
 if __name__ == "__main__":

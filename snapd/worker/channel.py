@@ -12,6 +12,9 @@ from collections.abc import Callable
 from snapd.messages import MAX_DATAGRAM, Message, decode, encode
 from snapd.worker.loop import READABLE, WRITABLE, Loop
 
+DRAIN_SECONDS = 1.0
+"""How long the last messages may take: the control process reads its end in every turn of its loop."""
+
 
 class Channel:
     """``receive`` is called for every message, ``closed`` once when the other end is gone."""
@@ -32,6 +35,15 @@ class Channel:
         self._unsent.append(encode(message))
         if len(self._unsent) == 1:
             self._flush()
+
+    def drain(self) -> None:
+        """Wait until what was sent is with the other end, or that is gone: the process is about to exit."""
+        self._sock.settimeout(DRAIN_SECONDS)
+        try:
+            while self._unsent:
+                self._sock.send(self._unsent.popleft())
+        except OSError:
+            self._unsent.clear()
 
     def _flush(self) -> None:
         try:

@@ -7,9 +7,11 @@ completions until none comes at once, make batches of what they gathered, send t
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from errno import EIO, ESHUTDOWN
 
 from snapd import counters
 from snapd.blockdev.aio import AioEngine
@@ -23,6 +25,7 @@ from snapd.exstore.clusterized import OPTION, Clusterized
 from snapd.exstore.types import store_types
 from snapd.messages import (
     Bumped,
+    Fatal,
     FencedNotice,
     Forget,
     Grant,
@@ -60,16 +63,30 @@ TICK = SECOND // 4
 STALLED_TICK = SECOND // 50
 """How soon a worker that stalls sees that its deadline moved."""
 
+STOP_PATIENCE = 6 * SECOND
+STOP_PATIENCE_STALLED = 2 * SECOND
+"""How long a planned stop waits for requests that wait for locks, or for the lease: the unit has 10 s to stop."""
+
+WIND_UP_LIMIT = 2 * SECOND
+"""How long the end waits for I/O that the kernel has."""
+
 
 class Worker:
     """The composition of the I/O process; every decision is made in the rooms below."""
 
-    def __init__(self, settings: WorkerSettings, sock: socket.socket, deadline: memoryview, words: memoryview) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        sock: socket.socket,
+        deadline: memoryview,
+        words: memoryview,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
         self._deadline = deadline
         self._words = words
         self._loop = Loop()
         self._exit: int | None = None
-        self._stopping = False
+        self._stopping_since = 0
         self._accepting = False  # clients are let in once the first table is loaded
         self._channel = Channel(sock, self._loop, self._receive, self._orphaned)
         origin = open_device(settings.origin, exclusive=settings.exclusive)
@@ -95,7 +112,8 @@ class Worker:
         self._server = NbdServer(listen(settings.socket, 0o660), self._loop, self._volume, pool, arena, words, boottime)
         self._loop.register(self._engine.fileno(), READABLE, self._completed)
         words[counters.DIRECT] = int(origin.direct)
-        warnings = () if origin.direct else (f"{origin.path}: O_DIRECT refused, page cache used",)
+        if not origin.direct:
+            warnings += (f"{origin.path}: O_DIRECT refused, page cache used",)
         self._channel.send(Hello(os.getpid(), origin.size, origin.logical_block, origin.identity, warnings))
         self._handlers: dict[type[object], Callable[..., None]] = {
             Grant: self._table.granted,
@@ -136,7 +154,7 @@ class Worker:
         self._exit = EXIT_FENCED
 
     def _stop(self, message: Stop) -> None:
-        self._stopping = True
+        self._stopping_since = boottime()
         self._server.stop()
 
     # ---- the loop
@@ -149,6 +167,8 @@ class Worker:
         while self._exit is None:
             pause = STALLED_TICK if volume.stalled else TICK
             self._loop.turn(0 if again else pause / SECOND)
+            if self._exit is not None:  # fenced or orphaned: nothing more is handed over
+                break
             now = boottime()
             volume.set_stalled(now >= self._deadline[0])
             engine.kick()
@@ -164,14 +184,42 @@ class Worker:
                 if self._accepting:
                     self._server.tick(now)
             words[counters.HEARTBEAT] = now
-            if self._stopping and self._server.idle and not volume.running:
+            if self._stopping_since:
+                self._try_to_stop(now)
+        if self._exit == EXIT_FENCED:
+            self._wind_up(EIO)
+        self._channel.drain()
+        return self._exit
+
+    def _try_to_stop(self, now: int) -> None:
+        volume = self._volume
+        patience = STOP_PATIENCE_STALLED if volume.stalled else STOP_PATIENCE
+        if not volume.failed and self._server.desk.inflight and now - self._stopping_since >= patience:
+            self._wind_up(ESHUTDOWN)
+        if self._server.idle and not volume.running:
+            if volume.failed and self._engine.inflight:
+                self._channel.send(Fatal("stopping: I/O that was handed to the kernel does not end"))
+                self._exit = 1
+            else:
                 self._channel.send(Stopped(volume.committed()))
                 self._exit = 0
-        if self._exit:
-            engine.abort_queued(5)
-            volume.fail_all(5)
-            self._server.end_turn(boottime())
-        return self._exit
+
+    def _wind_up(self, error: int) -> None:
+        """Answer everything with ``error``; hand nothing to the kernel any more, but wait for what it has."""
+        volume, engine = self._volume, self._engine
+        volume.fail_all(error)
+        poll = select.poll()
+        poll.register(engine.fileno(), select.POLLIN)
+        end = boottime() + WIND_UP_LIMIT
+        while True:
+            engine.abort_queued(error)
+            engine.reap()
+            volume.end_turn()
+            now = boottime()
+            self._server.end_turn(now)
+            if now >= end or not (volume.running or engine.inflight):
+                return
+            poll.poll(STALLED_TICK // 10**6)
 
 
 def store_maker(settings: WorkerSettings) -> Callable[[StoreConfig], Clusterized]:

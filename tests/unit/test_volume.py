@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from errno import EIO
+from typing import Any
+
 import pytest
 
 from snapd.errors import Refused
-from snapd.messages import CR, EX, NL, Done, Grant, Overflow, Revoke, SnapshotSpec, Want
+from snapd.messages import CR, EX, NL, Counter, Done, Grant, Overflow, Revoke, SnapshotSpec, Want
 from snapd.volume.cow import Expected, verify
-from snapd.volume.request import FLUSH, READ, TRIM, WRITE
+from snapd.volume.request import FLUSH, READ, TRIM, WRITE, ZERO, Request
 from tests.support.worker_rig import CHUNK, VOLUME_UUID, Host, Rig
 
 
@@ -573,3 +576,267 @@ def test_flush_before_any_grant_waits_too() -> None:
     host.turn()
     rig.run()
     assert answers == [0]
+
+
+# ---- sentences of the design that close a hole
+
+
+def answers_of(host: Host, export: str, operation: int, offset: int, length: int) -> list[int]:
+    """Start a request without data and return the list that its answers go to."""
+    answers: list[int] = []
+    host.submit(host.export(export), operation, offset, length, lambda error, _: answers.append(error))
+    return answers
+
+
+def test_a_member_that_committed_beyond_its_last_bump_announces_it_also_when_its_store_has_failed() -> None:
+    """An append failed; what was committed before it is still announced with the region, or others would miss it."""
+    rig = Rig(hosts=2)
+    spec = rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    assert rig.locks.counters[spec.store][1] == 0  # not bumped: nobody asked
+    a.volume.stack[0].device.fail = lambda kind, offset: 5 if kind == "write" and offset < 2 * CHUNK else 0
+    start_write(a, "origin", CHUNK, b"n" * CHUNK)
+    settle(a)
+    a.port.outbox.clear()  # the Overflow is on its way; meanwhile the other host reads the snapshot
+    answers = start_read(b, "snapshot/s1", 0, CHUNK)
+    rig.run()
+    assert answers == [(0, chunk(0))]
+
+
+def test_a_members_own_bump_that_arrives_with_a_grant_first_hides_nothing() -> None:
+    """The grant that shows this member's own bump may overtake the Bumped: what it commits meanwhile is announced."""
+    rig = Rig()
+    spec = rig.snapshot("s1")
+    host = rig.hosts[0]
+    rig.write(host, "origin", 0, b"n" * CHUNK)
+    rig.write(host, "origin", 16 * CHUNK, b"n" * CHUNK)
+    start_write(host, "origin", CHUNK, b"n" * CHUNK)
+    store = host.volume.stack[0].store
+    while not store.core.busy:
+        assert host.reap_one()
+    host.receive(Grant("region/2", CR, 1000, (Counter(spec.store, 999, 1),)))
+    host.receive(Revoke("region/1", NL))
+    assert host.port.outbox[-1] == Done("region/1", NL, ((spec.store, 2),))
+
+
+def test_a_store_that_the_grant_has_no_counter_for_is_not_trusted() -> None:
+    """An absent counter is an untrusted one: the tail is taken and the list read to its end."""
+    rig = Rig()
+    host = rig.hosts[0]
+    spec = rig.format("s1", 64)
+    host.receive(Revoke("table", NL))
+    host.receive(Grant("table", CR, 50, (), 0, (spec,)))
+    assert host.port.outbox[-1] == Want(f"tail/{spec.store}", EX)
+    assert not host.volume.admitting
+
+
+def test_write_zeroes_on_a_lost_snapshot_fails_once_however_long_it_is() -> None:
+    """Thousands of parts that fail at once: one answer, no recursion."""
+    rig = Rig()
+    rig.snapshot("s1", cow_chunks=3, writable=True)
+    host = rig.hosts[0]
+    rig.write(host, "origin", 0, b"n" * 4 * CHUNK)
+    assert rig.locks.snapshots[0].state == "invalid"
+    answers: list[int] = []
+    request = Request(host.export("snapshot/s1"), ZERO, 0, 4 << 30, [], False, lambda _, error: answers.append(error))
+    host.volume.submit(request)
+    assert answers == [EIO]
+
+
+def test_parts_that_wait_for_a_region_do_not_keep_the_table() -> None:
+    """A request waiting for a lock is not in flight: the table is given back although the region never comes."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(b, "origin", 0, b"n" * CHUNK)
+    waiting = start_write(a, "origin", CHUNK, b"n" * CHUNK)
+    assert a.port.outbox[-1] == Want("region/0", EX)
+    a.receive(Revoke("table", NL))
+    assert a.port.outbox[-1] == Done("table", NL, ())
+    assert not waiting
+    rig.run()
+    assert waiting == [0]
+
+
+def test_a_region_revoked_while_stalled_is_kept_until_its_copy_is_published() -> None:
+    """Past the deadline a copy can neither be written nor forgotten: the region stays; an unused one goes at once."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    rig.write(a, "origin", 16 * CHUNK, b"n" * CHUNK)
+    a.lease = False
+    a.turn()
+    a.lease = True
+    a.volume.set_stalled(False)
+    start = start_write(a, "origin", CHUNK, b"n" * CHUNK)
+    a.lease = False
+    a.turn()
+    reads = [start_read(b, "snapshot/s1", 2 * CHUNK, CHUNK), start_read(b, "snapshot/s1", 17 * CHUNK, CHUNK)]
+    rig.run()
+    assert not reads[0] and reads[1] == [(0, chunk(17))]
+    assert not start and rig.origin.peek(CHUNK, CHUNK) == chunk(1)
+    a.lease = True
+    a.turn()
+    rig.run()
+    assert start == [0] and reads[0] == [(0, chunk(2))]
+
+
+def test_a_demotion_to_cr_lets_reads_of_both_hosts_go_on() -> None:
+    """A reader elsewhere costs the writer its EX but not its CR."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    rig.read(b, "snapshot/s1", CHUNK, CHUNK)
+    assert rig.locks.holds["region/0"] == {"host-a": CR, "host-b": CR}
+    before = rig.locks.grants
+    assert rig.read(a, "snapshot/s1", 2 * CHUNK, CHUNK) == chunk(2)
+    assert rig.locks.grants == before
+
+
+def test_requests_are_split_at_region_boundaries() -> None:
+    """A write over a boundary holds one region a part: the other region may be elsewhere all the time."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(b, "origin", 17 * CHUNK, b"n" * CHUNK)
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    answers = start_write(a, "origin", 15 * CHUNK, b"x" * 2 * CHUNK)
+    while rig.locks.deliver() or rig._receive(a) or a.reap_one():
+        pass  # the other host gets nothing to see, and gives nothing back
+    assert not answers
+    assert rig.origin.peek(15 * CHUNK, CHUNK) == b"x" * CHUNK  # its first half went through
+    assert rig.origin.peek(16 * CHUNK, CHUNK) == chunk(16)
+
+
+def test_a_grant_that_shows_a_moved_counter_is_used_only_after_the_delta_is_read() -> None:
+    """A miss under a fresh hold waits for the re-read that began after the grant, and then looks again."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    answers = start_read(b, "snapshot/s1", 0, CHUNK)
+    while not b.port.inbox:
+        assert rig.locks.deliver() or rig._receive(a) or a.reap_one()
+    b.receive(b.port.inbox.popleft())
+    assert b.volume.regions.held(0) == CR and not b.volume.stack[0].store.current
+    assert all(operation[1] is not rig.origin for operation in b.engine._running)
+    rig.run()
+    assert answers == [(0, chunk(0))]
+
+
+def test_an_error_of_the_next_older_store_costs_the_older_snapshots_only() -> None:
+    """A write to a snapshot copies into the older one; if that fails the older one is lost, the write is done."""
+    rig = Rig()
+    rig.snapshot("old")
+    rig.snapshot("new", writable=True)
+    host = rig.hosts[0]
+    host.volume.stack[1].device.fail = lambda kind, offset: 5 if kind == "write" else 0
+    assert rig.write(host, "snapshot/new", 0, b"w" * 512) == 0
+    assert {spec.name: spec.state for spec in rig.locks.snapshots} == {"new": "active", "old": "invalid"}
+    assert rig.read(host, "snapshot/new", 0, 512) == b"w" * 512
+
+
+def test_write_zeroes_to_a_snapshot_copies_for_the_next_older_one_first() -> None:
+    """WRITE_ZEROES is a write on every level."""
+    rig = Rig()
+    rig.snapshot("old")
+    rig.snapshot("new", writable=True)
+    host = rig.hosts[0]
+    assert rig.zero(host, "snapshot/new", 512, 3 * CHUNK) == 0
+    assert rig.read(host, "snapshot/new", 0, 4 * CHUNK) == (chunk(0)[:512] + bytes(3 * CHUNK) + chunk(3)[512:])
+    assert rig.read_all(host, "snapshot/old") == b"".join(map(chunk, range(64)))
+
+
+@pytest.mark.parametrize("length", [512, CHUNK])
+def test_fua_on_a_snapshot_is_durable_when_answered(length: int) -> None:
+    """In place: the write itself carries FUA. A whole new chunk: the commit flushes the COW device behind it."""
+    rig = Rig()
+    rig.snapshot("s1", writable=True)
+    host = rig.hosts[0]
+    device = host.volume.stack[0].device
+    asked: list[bool] = []
+    write = host.engine.write
+
+    def spy(which: Any, where: int, size: int, offset: int, done: Any, arg: Any, fua: bool = False) -> None:
+        if which is device and offset >= 2 * CHUNK:
+            asked.append(fua)
+        write(which, where, size, offset, done, arg, fua)
+
+    host.engine.write = spy  # type: ignore[method-assign]
+    device.log = []
+    answers: list[int] = []
+    where = host.buffers[0]
+    host.volume.submit(
+        Request(host.export("snapshot/s1"), WRITE, 0, length, [(where, length)], True, lambda _, e: answers.append(e))
+    )
+    host.turn()
+    rig.run()
+    assert answers == [0]
+    assert asked == ([False] if length == CHUNK else [True])
+    kinds = [(kind, offset) for kind, offset, _ in device.log]
+    assert kinds.index(("flush", 0)) < kinds.index(("write", CHUNK))  # data, flush, entry
+
+
+def test_reads_of_other_chunks_begin_while_one_is_closing() -> None:
+    """Only reads of the chunk that is being committed wait."""
+    rig = Rig()
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    rig.write(host, "origin", 0, b"n" * CHUNK)
+    start_read(host, "snapshot/s1", CHUNK, CHUNK)
+    read = host.engine._running.pop()
+    start_write(host, "origin", CHUNK, b"n" * CHUNK)
+    rig.run()
+    assert rig.read(host, "snapshot/s1", 2 * CHUNK, CHUNK) == chunk(2)
+    host.engine._running.append(read)
+    rig.run()
+
+
+# ---- the end
+
+
+def wind_up(host: Host, error: int) -> None:
+    """What the worker does when it is fenced: nothing is handed over, what is with the device ends."""
+    host.volume.fail_all(error)
+    while host.volume.running or host.engine.inflight:
+        host.engine.abort_queued(error)
+        host.engine.reap()
+        host.volume.end_turn()
+
+
+def test_fencing_answers_every_request_exactly_once() -> None:
+    """Requests in every queue and at every stage of a copy: each is answered once, and no snapshot is given up."""
+    for steps in range(40):
+        rig = Rig(hosts=2, copy_buffers=2, seed=steps)
+        rig.snapshot("old")
+        rig.snapshot("new", writable=True)
+        a, b = rig.hosts
+        rig.write(b, "origin", 32 * CHUNK, b"n" * CHUNK)
+        a.buffers += [a.arena.allocate(32 * CHUNK) for _ in range(6)]
+        answers = [
+            start_write(a, "origin", 0, b"x" * 4 * CHUNK),
+            start_write(a, "origin", 512, b"y" * 512),
+            start_write(a, "origin", 15 * CHUNK, b"z" * 20 * CHUNK),
+            start_write(a, "snapshot/new", 3 * CHUNK, b"w" * 3 * CHUNK),
+            start_write(a, "snapshot/new", 40 * CHUNK + 512, b"w" * 512),
+        ]
+        reads = [start_read(a, name, 0, 8 * CHUNK) for name in ("origin", "snapshot/new", "snapshot/old")]
+        more = [
+            answers_of(a, "origin", ZERO, 0, 64 * CHUNK),
+            answers_of(a, "snapshot/new", ZERO, 512, 60 * CHUNK),
+            answers_of(a, "origin", FLUSH, 0, 0),
+            answers_of(a, "snapshot/new", FLUSH, 0, 0),
+        ]
+        for _ in range(steps * 3):
+            rig.step()
+        a.volume.set_stalled(steps % 2 == 1)
+        before = len(a.port.outbox)
+        wind_up(a, EIO)
+        assert all(len(answer) == 1 for answer in [*answers, *reads, *more]), steps
+        late = [start_write(a, "origin", 0, b"l" * 512), answers_of(a, "origin", ZERO, 0, 64 * CHUNK)]
+        assert late == [[EIO], [EIO]]
+        assert not any(isinstance(message, Overflow) for message in list(a.port.outbox)[before:])
+        assert a.volume.regions.waiting == 0 and not a.volume.copies.closing._count
