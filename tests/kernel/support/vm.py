@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +57,14 @@ def run_vm(
     programs: Sequence[str] = (),
     files: Mapping[str, bytes] | None = None,
     service: str = "",
+    told: Callable[[str, str], None] = lambda kind, rest: None,
     deadline: float = DEADLINE,
 ) -> Result:
     """Boot, run ``script`` with ``disks`` as /dev/vda, vdb, ..., power off.
 
     modules, programs, files: what the guest has beside the usual.
     service: a command of this machine; each TCP connection of the guest to SERVICE runs it on its two ends.
+    told: called with kind and rest of each line ``@@KIND rest``, while the guest runs.
 
     Raises VmError when the script does not end in time, or says ``@@DIE``.
     """
@@ -72,13 +75,13 @@ def run_vm(
         file.write(root)
         file.flush()
         command = [*_machine(kernel.vmlinux, Path(file.name)), *_disks(disks), *_network(service)]
-        console = _console(command, deadline)
-    notes = [match.groups() for line in console if (match := re.search(r"@@(\w+) ?(.*)", line))]
+        console = _console(command, deadline, told)
+    notes = _notes(console)
     codes = [int(rest) for kind, rest in notes if kind == "EXIT"]
     died = any(kind == "DIE" for kind, _ in notes)
     if not codes or died:
         raise VmError("the guest failed:\n" + "\n".join(console[-60:]))
-    return Result(codes[0], console, [(kind, rest) for kind, rest in notes])
+    return Result(codes[0], console, notes)
 
 
 def _machine(vmlinux: Path, root: Path) -> list[str]:
@@ -111,14 +114,33 @@ def _tsc_khz() -> int:
     return int(found[1] + found[2]) if found else 0
 
 
-def _console(command: list[str], deadline: float) -> list[str]:
+def _console(command: list[str], deadline: float, told: Callable[[str, str], None]) -> list[str]:
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=deadline
-        )
+        guest = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except FileNotFoundError:
         raise KernelError(f"{QEMU}: not installed (package qemu-system-x86)") from None
-    except subprocess.TimeoutExpired as error:
-        lines = (error.stdout or b"").decode(errors="replace").splitlines()
-        raise VmError(f"the guest did not end within {deadline:.0f} s:\n" + "\n".join(lines[-60:])) from None
-    return done.stdout.decode(errors="replace").splitlines()
+    late = threading.Timer(deadline, guest.kill)
+    late.start()
+    lines: list[str] = []
+    try:
+        assert guest.stdout is not None
+        for raw in guest.stdout:
+            lines.append(raw.decode(errors="replace").rstrip())
+            for kind, rest in _notes(lines[-1:]):
+                told(kind, rest)
+        guest.wait()
+    finally:
+        late.cancel()
+        if guest.poll() is None:
+            guest.kill()
+            guest.wait()
+        guest.stdout.close()
+    if guest.returncode < 0:
+        lines.append(f"(stopped: it did not end within {deadline:.0f} s)")
+    return lines
+
+
+def _notes(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Kind and rest of every ``@@KIND rest``."""
+    found = (re.search(r"@@(\w+) ?(.*)", line) for line in lines)
+    return [(match[1], match[2]) for match in found if match]
