@@ -34,7 +34,7 @@ _RESOURCE = re.compile(r"table|region/(0|[1-9][0-9]{0,9})|tail/[0-9a-f-]{36}", r
 def check_name(what: str, name: str) -> None:
     """Raise Refused unless ``name`` can be part of a key."""
     if not NAME.fullmatch(name):
-        raise Refused(f"{what} {name!r}: expected 1 to 63 letters, digits, '.', '_', '-', not beginning with one of these")
+        raise Refused(f"{what} {name!r}: expected 1 to 63 letters, digits, '.', '_', '-', first a letter or digit")
 
 
 def kind(resource: str) -> str:

@@ -125,9 +125,7 @@ class Mirror:
         self.revision, self.ready = revision, True
         self.unbroken_since = self._heard = self._timers.now()
         attempt = self._attempt
-        self._watch = self._kv.watch(
-            self._keys.prefix, revision + 1, lambda notice: self._notified(attempt, notice)
-        )
+        self._watch = self._kv.watch(self._keys.prefix, revision + 1, lambda notice: self._notified(attempt, notice))
         self._tick(attempt)
         self._changed(None)
 

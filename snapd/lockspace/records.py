@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import ClassVar, Self, get_type_hints
 
 from snapd.errors import FormatError
 from snapd.messages import UNTRUSTED
@@ -53,14 +53,14 @@ class _Record:
         return cls(**values)
 
 
-def _check(key: str, name: str, value: Any, kind: type, choices: tuple[object, ...] | None) -> None:
+def _check(key: str, name: str, value: object, kind: type, choices: tuple[object, ...] | None) -> None:
     if type(value) is not kind:
         raise FormatError(f"{key}: {name} {value!r}: expected {kind.__name__}")
     if choices is not None and value not in choices:
         raise FormatError(f"{key}: {name} {value!r}: expected one of {', '.join(map(str, choices))}")
-    if kind is int and not 0 <= value <= MAX_NUMBER:
+    if isinstance(value, int) and not 0 <= value <= MAX_NUMBER:
         raise FormatError(f"{key}: {name} {value}: expected 0 to {MAX_NUMBER}")
-    if kind is str and any(ord(letter) < 0x20 for letter in value):
+    if isinstance(value, str) and any(ord(letter) < 0x20 for letter in value):
         raise FormatError(f"{key}: {name} {value!r}: expected text without control characters")
 
 

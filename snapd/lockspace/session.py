@@ -84,9 +84,7 @@ class Session:
 
     mirror: Mirror
 
-    def __init__(
-        self, settings: Settings, keys: Keys, kv: Kv, timers: Timers, effects: Effects, owner: Owner
-    ) -> None:
+    def __init__(self, settings: Settings, keys: Keys, kv: Kv, timers: Timers, effects: Effects, owner: Owner) -> None:
         self.phase = START
         self.epoch = 0
         self.lease = 0
@@ -126,7 +124,11 @@ class Session:
     # ---- transactions
 
     def txn(
-        self, compare: tuple[Compare, ...], success: tuple[Operation, ...], failure: tuple[Operation, ...], done: Outcome
+        self,
+        compare: tuple[Compare, ...],
+        success: tuple[Operation, ...],
+        failure: tuple[Operation, ...],
+        done: Outcome,
     ) -> None:
         """Send IF ALIVE and ``compare`` THEN ``success`` ELSE ``failure``. Only while ``usable``.
 
@@ -363,6 +365,10 @@ class Session:
 
     def lost_cluster(self, message: str) -> None:
         self.out(Fenced(f"{message}: all holds are lost"))
+
+    def hold_lost(self, message: str) -> None:
+        """What must not be: a hold is gone although our epoch stands. Nothing is surely ours any more."""
+        self.out(Fenced(message))
 
     def out(self, error: CsnapError | None) -> None:
         """The end."""

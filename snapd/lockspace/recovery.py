@@ -1,0 +1,234 @@
+"""Recovery of dead members, by any survivor; and of what an older incarnation of this node held, by itself.
+
+    m/<d>                   step, each under ALIVE and mod(m/<d>)               a crash before it leaves
+    active, a/<d> absent    m/<d> = fencing, by me                              a dead member, as before
+    fencing                 the fencer makes sure that <d> writes no more       fencing: the next one fences again
+                            m/<d> = fenced                                      nothing of it is granted yet
+    fenced                  its unfinished snapshots are finished or undone     as before
+                            every counter = ?                                   holds that grant nothing
+                            its holds deleted, in batches                       fewer holds, all counters marked
+                            its extents deleted                                 space that nobody refers to
+                            m/<d> deleted (its own: active)                     nothing
+
+Whose coordinator is dead too is taken over by another survivor, at the state that m/<d> says. The counters are marked
+before the first hold goes: whoever is granted a lock of a dead member reads everything under the tail first.
+
+No storm: nobody begins before it has had an unbroken lease and watch for one whole TTL itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from snapd.errors import FormatError
+from snapd.lockspace.fencing.base import Fencer
+from snapd.lockspace.keys import Keys
+from snapd.lockspace.kv import Compare, Delete, KeyValue, Operation, Put, Target, TxnResult
+from snapd.lockspace.mirror import Mirror
+from snapd.lockspace.ports import ERROR, NOTICE, WARNING, Effects, Settings, Timers
+from snapd.lockspace.records import ACTIVE, FENCED, FENCING, UNTRUSTED_MARK, MemberRecord
+from snapd.lockspace.session import Session
+from snapd.units import SECOND
+
+BATCH = 100
+"""Operations in one transaction; etcd takes 128."""
+
+LOOK_AGAIN = SECOND // 4
+
+Settle = Callable[[str], tuple[Operation, ...] | None]
+"""Asked with a dead incarnation: what finishes or undoes its snapshots; None: not yet, ``look`` will be called."""
+
+
+class Case:
+    """One member that this one recovers. ``marked``: the counters that it has marked; all anew after a doubt."""
+
+    __slots__ = ("busy", "fenced", "fencing", "marked", "record", "revision")
+
+    def __init__(self, record: MemberRecord, revision: int) -> None:
+        self.record = record
+        self.revision = revision  # mod_revision of m/<d>
+        self.busy = False
+        self.fencing = self.fenced = False
+        self.marked: set[str] = set()
+
+
+class Recovery:
+    """``look`` is called whenever something changed. ``settle`` is set by who knows what snapshots are."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        session: Session,
+        mirror: Mirror,
+        timers: Timers,
+        effects: Effects,
+        fencer: Fencer,
+        own_record: Callable[[], MemberRecord],
+    ) -> None:
+        self._settings, self._keys, self._session, self._mirror = settings, keys, session, mirror
+        self._timers, self._effects, self._fencer = timers, effects, fencer
+        self._own_record = own_record
+        self.settle: Settle = lambda incarnation: ()
+        self._cases: dict[str, Case] = {}
+        self._scheduled = False
+
+    def resync(self) -> None:
+        """What was under way is void, or shown by the mirror."""
+        for case in self._cases.values():
+            case.busy = False
+            case.marked.clear()
+
+    def look(self) -> None:
+        """Begin, take over, or go on with whatever recovery can take a step now."""
+        mirror = self._mirror
+        if not mirror.ready or not self._session.usable:
+            return
+        for node, kv in list(mirror.members.items()):
+            try:
+                record = MemberRecord.from_bytes(kv.key, kv.value)
+            except FormatError as error:
+                self._name(error)
+                continue
+            if record.by == self._settings.incarnation:
+                self._go_on(self._case(node, record, kv.mod_revision))
+            elif node != self._settings.node and node not in mirror.alive:
+                self._take(node, record, kv)
+        for node in [node for node in self._cases if node not in mirror.members]:
+            del self._cases[node]
+
+    def _case(self, node: str, record: MemberRecord, revision: int) -> Case:
+        case = self._cases.get(node)
+        if case is None or case.record.incarnation != record.incarnation:
+            case = self._cases[node] = Case(record, revision)
+        case.record, case.revision = record, revision
+        return case
+
+    _named = ""
+
+    def _name(self, error: FormatError) -> None:
+        if self._named != str(error):
+            self._named = str(error)
+            self._effects.log(ERROR, "bad_record", {"error": error})
+
+    # ---- beginning
+
+    def _quiet(self) -> bool:
+        """An unbroken lease and watch for one TTL; if not yet, look again then."""
+        since = max(self._session.since, self._mirror.unbroken_since)
+        due = since + self._session.ttl * SECOND
+        if self._timers.now() >= due:
+            return True
+        self._look_at(due)
+        return False
+
+    def _look_at(self, when: int) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+
+            def look() -> None:
+                self._scheduled = False
+                self.look()
+
+            self._timers.call_at(when, look)
+
+    def _take(self, node: str, record: MemberRecord, kv: KeyValue) -> None:
+        """Become the coordinator: of a member that is dead, or whose coordinator is."""
+        conditions = [Compare(self._keys.alive(node), Target.CREATE, 0)]
+        if record.state != ACTIVE:
+            coordinator = self._mirror.alive.get(record.by_node)
+            if coordinator is not None and coordinator.value == record.by.encode():
+                return
+            key = self._keys.alive(record.by_node)
+            revision = coordinator.mod_revision if coordinator is not None else 0
+            conditions.append(Compare(key, Target.MOD, revision))
+        if not self._quiet():
+            return
+        state = FENCING if record.state == ACTIVE else record.state
+        taken = replace(record, state=state, by=self._settings.incarnation, by_node=self._settings.node)
+        self._effects.log(WARNING, "recovery_taken", {"member": node, "state": record.state})
+        case = self._case(node, record, kv.mod_revision)
+        self._send(case, (Put(kv.key, taken.to_bytes()),), tuple(conditions))
+
+    def _send(
+        self,
+        case: Case,
+        operations: tuple[Operation, ...],
+        conditions: tuple[Compare, ...] = (),
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        """One step, under the revision of m/<d> that it was decided from. The mirror shows what became of it."""
+        if case.busy:
+            return
+        case.busy = True
+        unchanged = Compare(self._keys.member(case.record.node), Target.MOD, case.revision)
+
+        def answered(result: TxnResult | None) -> None:
+            case.busy = False
+            if result is not None and result.succeeded:
+                done()
+            shown = result is not None and self._mirror.reached(result.revision)  # else its next change brings ``look``
+            self._look_at(self._timers.now() + (0 if shown else LOOK_AGAIN))
+
+        self._session.txn((unchanged, *conditions), operations, (), answered)
+
+    # ---- the steps
+
+    def _go_on(self, case: Case) -> None:
+        if case.busy:
+            return
+        if case.record.state == FENCING:
+            self._fence(case)
+        elif case.record.state == FENCED:
+            self._clean(case)
+
+    def _fence(self, case: Case) -> None:
+        record = case.record
+        if case.fenced:
+            fenced = replace(record, state=FENCED)
+            self._send(case, (Put(self._keys.member(record.node), fenced.to_bytes()),))
+        elif not case.fencing:
+            case.fencing = True
+            self._effects.log(WARNING, "fencing", {"member": record.node, "method": self._fencer.method})
+
+            def done() -> None:
+                case.fenced = True
+                labels = {"target": record.node, "method": self._fencer.method, "result": "done"}
+                self._effects.observe("fence_events_total", labels, 1)
+                self._effects.log(WARNING, "fenced", {"member": record.node, "method": self._fencer.method})
+                self._look_at(self._timers.now())
+
+            self._fencer.fence(record, done)
+
+    def _clean(self, case: Case) -> None:
+        node, mirror = case.record.node, self._mirror
+        unfinished = self.settle(case.record.incarnation)
+        if unfinished is None:
+            return
+        marks = [kv.key for kv in mirror.counters.values() if kv.key not in case.marked][:BATCH]
+        holds = self._holds_of(node)
+        extents = [nodes[node].key for nodes in mirror.extents.values() if node in nodes]
+        if unfinished:
+            self._send(case, unfinished)
+        elif marks:
+            self._send(case, tuple(Put(key, UNTRUSTED_MARK) for key in marks), done=lambda: case.marked.update(marks))
+        elif holds or extents:
+            self._send(case, tuple(Delete(key) for key in (holds or extents)[:BATCH]))
+        else:
+            key = self._keys.member(node)
+            last: Operation = Delete(key)
+            if node == self._settings.node:
+                last = Put(key, self._own_record().to_bytes())
+            self._effects.log(NOTICE, "recovered", {"member": node})
+            self._send(case, (last,))
+
+    def _holds_of(self, node: str) -> list[str]:
+        """The keys of its holds; the table's last: while it stands, no snapshot can be taken or dropped."""
+        keys = [
+            (resource == "table", kv.key)
+            for resource, holds in self._mirror.holds.items()
+            for (holder, _), kv in holds.items()
+            if holder == node
+        ]
+        return [key for _, key in sorted(keys)]

@@ -1,0 +1,31 @@
+"""The table of snapshots, from the ``s/<name>`` records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from snapd.errors import FormatError
+from snapd.lockspace.kv import KeyValue
+from snapd.lockspace.ports import ERROR, Effects
+from snapd.lockspace.records import SnapshotRecord
+from snapd.messages import SnapshotSpec
+
+
+def records_of(kvs: Iterable[KeyValue], effects: Effects) -> list[SnapshotRecord]:
+    """Every record that makes sense, newest first; those being created last. The others are named and left out."""
+    records = []
+    for kv in kvs:
+        try:
+            records.append(SnapshotRecord.from_bytes(kv.key, kv.value))
+        except FormatError as error:
+            effects.log(ERROR, "bad_record", {"error": error})
+    return sorted(records, key=lambda record: (record.state == "creating", -record.place))
+
+
+def spec_of(record: SnapshotRecord) -> SnapshotSpec:
+    return SnapshotSpec(record.name, record.store, record.path, record.state, record.writable, record.generation)
+
+
+def table_of(kvs: Iterable[KeyValue], effects: Effects) -> tuple[SnapshotSpec, ...]:
+    """What the worker is told with the table: everything but what is still being created."""
+    return tuple(spec_of(record) for record in records_of(kvs, effects) if record.state != "creating")
