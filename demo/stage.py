@@ -76,6 +76,24 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def runs(pid: int) -> bool:
+    """Whether this process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _ended(pids: list[int], limit: float) -> bool:
+    """Wait until none of them runs; False when the time is over."""
+    end = time.monotonic() + limit
+    while any(map(runs, pids)):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 class Stage:
     """A directory and the processes started in it, each in a group of its own: Ctrl-C hits only us."""
 
@@ -129,12 +147,11 @@ class Stage:
                 process.wait(KILL_LIMIT)
                 raise StageError(f"process {process.args!r} did not stop within {STOP_LIMIT:.0f} s") from None
             finally:
-                end = time.monotonic() + KILL_LIMIT
-                while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < end:
-                    time.sleep(0.02)
-                for pid in left:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                if not _ended(started, KILL_LIMIT):
+                    for pid in filter(runs, started):
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                    _ended(started, KILL_LIMIT)
 
     def close(self) -> None:
         """End what runs, the youngest first, and remove the directory."""

@@ -25,7 +25,7 @@ from uuid import uuid4
 from prometheus_client.parser import text_string_to_metric_families
 
 from demo.host import Host, Volume, checked_csnap, environment, free_ports
-from demo.stage import children
+from demo.stage import children, runs
 from snapd.units import MIB
 from tests.support.etcd_server import EtcdServer, wait_for
 
@@ -79,7 +79,7 @@ class Daemon(Host):
         worker = self.worker()
         self.process.kill()
         self.wait_exit()
-        wait_for(lambda: not _runs(worker), "the worker follows its control process", EXIT_LIMIT)
+        wait_for(lambda: not runs(worker), "the worker follows its control process", EXIT_LIMIT)
 
     def kill_worker(self) -> None:
         os.kill(self.worker(), signal.SIGKILL)
@@ -225,10 +225,3 @@ def _command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
