@@ -1,0 +1,7 @@
+"""``python -m snapd.cli``."""
+
+import sys
+
+from snapd.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,122 @@
+"""The commands that take a CONFIG. Each returns an exit code, or raises a CsnapError."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from snapd import __version__
+from snapd import config as configuration
+from snapd.cli import text
+from snapd.cli.client import ask
+from snapd.config import Config
+from snapd.errors import CsnapError
+from snapd.units import format_size
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    return configuration.load(configuration.find(arguments.config))
+
+
+def _ask(arguments: argparse.Namespace, command: str, **fields: Any) -> Any:
+    """Ask the local daemon; what it is doing is shown to a person who waits."""
+    path = _load(arguments).export.admin
+    if not sys.stderr.isatty():
+        return ask(path, {"command": command, **fields})
+    shown = ""
+
+    def progress(line: str) -> None:
+        nonlocal shown
+        if line != shown:
+            print(f"csnap: {line}", file=sys.stderr)
+        shown = line
+
+    return ask(path, {"command": command, **fields}, progress)
+
+
+def _show(arguments: argparse.Namespace, value: Any, shown: str) -> int:
+    print(json.dumps(value) if arguments.json else shown)
+    return 0
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    from snapd.daemon.log import open_log
+    from snapd.daemon.serve import serve as run
+
+    config = _load(arguments)
+    run(config, open_log(config.node.name))
+    return 0
+
+
+def volume_init(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from snapd.blockdev.device import open_device
+    from snapd.cluster.volume import check_type, init_volume, new_format
+
+    check_type(config.volume.type)
+    device = open_device(config.volume.origin, exclusive=False, read_only=True)
+    size, identity = device.size, device.identity
+    device.close()
+    record = new_format(config.volume, size, identity)
+    for warning in init_volume(config, record):
+        print(f"csnap: warning: {warning}", file=sys.stderr)
+    print(
+        f"{config.volume.name}: initialized: origin of {format_size(size)}, chunks of {format_size(record.chunk_size)},"
+        f" regions of {format_size(record.region_size)}"
+    )
+    return 0
+
+
+def snapshot_create(arguments: argparse.Namespace) -> int:
+    cow = os.path.abspath(arguments.cow)  # noqa: PTH100  symbolic links stay: /dev/disk/by-id is what hosts share
+    value = _ask(
+        arguments,
+        "snapshot-create",
+        name=arguments.name,
+        cow=cow,
+        writable=arguments.writable,
+        force=arguments.force,
+    )
+    print(f"{value['name']}: taken")
+    return 0
+
+
+def snapshot_delete(arguments: argparse.Namespace) -> int:
+    value = _ask(arguments, "snapshot-delete", name=arguments.name)
+    print(f"{value['name']}: deleted")
+    return 0
+
+
+def snapshot_list(arguments: argparse.Namespace) -> int:
+    rows = _ask(arguments, "status")["snapshots"]
+    return _show(arguments, rows, text.snapshots(rows))
+
+
+def status(arguments: argparse.Namespace) -> int:
+    value = _ask(arguments, "status")
+    return _show(arguments, value, text.status(value))
+
+
+def locks(arguments: argparse.Namespace) -> int:
+    rows = _ask(arguments, "locks")
+    return _show(arguments, rows, text.locks(rows))
+
+
+def config_check(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from snapd.exstore.types import store_types
+
+    try:
+        store_types().find(config.volume.type)
+    except CsnapError as error:
+        raise CsnapError(f"{config.path}: [volume] type: {error}") from None
+    print(f"{config.path}: good")
+    return 0
+
+
+def version(arguments: argparse.Namespace) -> int:
+    print(f"csnap {__version__}")
+    return 0

@@ -1,0 +1,139 @@
+"""``csnap``: the command line. Exit codes: 0 done, 1 refused or failed, 2 usage, 3 no daemon answers, 4 fenced.
+
+Every error is one line on standard error. What a command needs is imported when it runs: ``status`` starts in a tenth
+of a second, and only ``volume init`` and ``serve`` load gRPC.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from snapd import __version__
+from snapd.cli import commands, devices
+from snapd.errors import CsnapError, Fenced, NoDaemon
+
+DONE, FAILED, USAGE, NO_DAEMON, FENCED = 0, 1, 2, 3, 4
+INTERRUPTED = 130
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message} (try {self.prog} --help)\n")
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="csnap", description="Cluster-wide copy-on-write snapshots of a shared disk.")
+    parser.add_argument("--version", action="version", version=f"csnap {__version__}")
+    groups = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    volume = _group(groups, "volume", "register volumes")
+    init = _command(volume, "init", commands.volume_init, "register the volume in etcd, once", "vmstore")
+    _config(init)
+
+    serve = _command(groups, "serve", commands.serve, "run the daemon in the foreground", "/etc/csnap/vmstore.toml")
+    _config(serve)
+
+    snapshot = _group(groups, "snapshot", "take, delete and list snapshots")
+    create = _command(
+        snapshot, "create", commands.snapshot_create, "take a snapshot online", "vmstore s1 --cow /dev/mapper/cow1"
+    )
+    _config(create)
+    create.add_argument("name", metavar="NAME", help="of the snapshot: letters, digits, '.', '_', '-'")
+    create.add_argument("--cow", metavar="DEVICE", required=True, help="its COW device, at the same path on every host")
+    create.add_argument("--writable", action="store_true", help="let clients write to the snapshot")
+    create.add_argument("--force", action="store_true", help="overwrite foreign content of the COW device")
+    delete = _command(
+        snapshot, "delete", commands.snapshot_delete, "delete a snapshot; its COW device is free", "vmstore s1"
+    )
+    _config(delete)
+    delete.add_argument("name", metavar="NAME")
+    listing = _command(snapshot, "list", commands.snapshot_list, "list the snapshots, newest first", "vmstore --json")
+    _config(listing)
+    _json(listing)
+
+    status = _command(groups, "status", commands.status, "show the local daemon's state", "vmstore")
+    _config(status)
+    _json(status)
+    locks = _command(groups, "locks", commands.locks, "show every lock that hosts hold or wait for", "vmstore")
+    _config(locks)
+    _json(locks)
+
+    check = _command(groups, "check", devices.check, "tell whether a COW device is sound", "/dev/mapper/cow1")
+    check.add_argument("device", metavar="DEVICE")
+    _json(check)
+    dump = _command(groups, "dump", devices.dump, "print what is on a COW device", "/dev/mapper/cow1 --json")
+    dump.add_argument("device", metavar="DEVICE")
+    dump.add_argument("--json", action="store_true", required=True, help="as JSON, the only form there is")
+
+    config = _group(groups, "config", "look at configurations")
+    _config(_command(config, "check", commands.config_check, "check a configuration file", "/etc/csnap/vmstore.toml"))
+    _command(groups, "version", commands.version, "print the version", "")
+    completion = _command(groups, "completion", _completion, "print a completion script", "bash > csnap.bash")
+    completion.add_argument("shell", choices=["bash"])
+    return parser
+
+
+def _group(groups: argparse._SubParsersAction[Parser], name: str, text: str) -> argparse._SubParsersAction[Parser]:
+    group = groups.add_parser(name, help=text, description=text)
+    return group.add_subparsers(dest="subcommand", required=True, metavar="COMMAND", parser_class=Parser)
+
+
+def _command(
+    group: argparse._SubParsersAction[Parser], name: str, run: Command, text: str, example: str
+) -> argparse.ArgumentParser:
+    command = group.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.epilog = f"example: {command.prog} {example}".rstrip()
+    command.set_defaults(run=run)
+    return command
+
+
+def _config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", help="a configuration file, or a volume's name under /etc/csnap")
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from snapd.cli.completion import bash
+
+    print(bash(make_parser()), end="")
+    return DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    try:
+        arguments = make_parser().parse_args(argv)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains when it flushes
+        return FAILED
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except NoDaemon as error:
+        return _fail(error, NO_DAEMON)
+    except Fenced as error:
+        return _fail(error, FENCED)
+    except CsnapError as error:
+        return _fail(error, FAILED)
+
+
+def _fail(error: object, code: int) -> int:
+    print("csnap:", " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Output for people: tables and sentences. Values come from the daemon's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+FENCING_WARNING = {
+    "unsafe": "unsafe: it fences nobody; a host that only paused can wake up and write over others' work",
+}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return left-aligned columns, the last one as long as it is."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def status(value: dict[str, Any]) -> str:
+    """``csnap status``."""
+    member, io = value["member"], value["io"]
+    lease = f"{member['lease_remaining_seconds']} s left of {member['lease_ttl_seconds']} s"
+    rows = [
+        ("volume", value["volume"]),
+        ("node", value["node"]),
+        ("state", member["state"] + (f": {member['why']}" if member["why"] else "")),
+        ("lease", lease if member["lease_ttl_seconds"] else "none"),
+        ("fencing", FENCING_WARNING.get(member["fencing"], member["fencing"])),
+        (
+            "clients",
+            f"{io['connections']} connected, {io['inflight']} requests under way, {io['waiting']} parts waiting",
+        ),
+        ("members", ", ".join(_member(row) for row in value["members"]) or "none"),
+        ("metrics", f"http://{value['metrics']}/metrics" if value["metrics"] else "none"),
+        *(("warning", warning) for warning in value["warnings"]),
+    ]
+    text = "\n".join(f"{name:<9}{shown}" for name, shown in rows)
+    return text + "\n\n" + snapshots(value["snapshots"])
+
+
+def _member(row: dict[str, Any]) -> str:
+    return f"{row['node']} {row['state']}" + (f" (by {row['by']})" if row["by"] else "")
+
+
+def snapshots(rows: Sequence[dict[str, Any]]) -> str:
+    """``csnap snapshot list``."""
+    if not rows:
+        return "no snapshots"
+    return table(
+        ("SNAPSHOT", "STATE", "DM STATUS", "FULL", "MODE", "COW DEVICE"),
+        [
+            (
+                row["name"],
+                row["state"],
+                row["dm_status"],
+                "-" if row["percent_full"] is None else f"{row['percent_full']}%",
+                "writable" if row["writable"] else "read-only",
+                row["cow"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def locks(rows: Sequence[dict[str, Any]]) -> str:
+    """``csnap locks``."""
+    if not rows:
+        return "no locks"
+    return table(
+        ("RESOURCE", "NODE", "MODE", "STATE", "SINCE"),
+        [(row["resource"], row["node"], row["mode"], row["state"], age(row["since_seconds"])) for row in rows],
+    )
+
+
+def age(seconds: float) -> str:
+    """Return how long ago, in the unit that people would use."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,86 @@
+"""The log: an event and key=value, to the journal with structured fields, else to standard error.
+
+    journal:  MESSAGE="fence_failed target=host-b attempt=3" PRIORITY=3 CSNAP_EVENT=fence_failed CSNAP_TARGET=host-b ...
+    stderr:   csnap[host-a] error fence_failed target=host-b attempt=3
+
+The journal is used when standard error is connected to it (systemd says so in JOURNAL_STREAM). Not the handler of
+Python's logging: that one also sends a record's arguments, and here only what is passed as a field is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+Log = Callable[[int, str, dict[str, object]], None]
+"""``log(priority, event, fields)``; priorities are syslog's."""
+
+WORDS = ("emergency", "alert", "critical", "error", "warning", "notice", "info", "debug")
+VALUE_MOST = 1000
+"""Characters of one value."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,\[\]-]+", re.ASCII)
+
+
+def line(event: str, fields: dict[str, object]) -> str:
+    """Return ``event key=value ...`` on one line, whatever the values hold."""
+    return " ".join([event, *(f"{key}={_quoted(str(value))}" for key, value in fields.items())])
+
+
+def _quoted(text: str) -> str:
+    text = text if len(text) <= VALUE_MOST else text[:VALUE_MOST] + "..."
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+
+
+def to_stream(stream: TextIO, node: str) -> Log:
+    """Return a log that writes lines; a stream that is gone is no reason to stop."""
+
+    def log(priority: int, event: str, fields: dict[str, object]) -> None:
+        try:
+            stream.write(f"csnap[{node}] {WORDS[priority]} {line(event, fields)}\n")
+            stream.flush()
+        except (OSError, ValueError):
+            return
+
+    return log
+
+
+def to_journal(send: Callable[..., None], node: str) -> Log:
+    """Return a log that calls systemd's ``journal.send``."""
+
+    def log(priority: int, event: str, fields: dict[str, object]) -> None:
+        named = {f"CSNAP_{key.upper()}": str(value) for key, value in fields.items()}
+        send(
+            line(event, fields),
+            PRIORITY=priority,
+            SYSLOG_IDENTIFIER="csnap",
+            CSNAP_EVENT=event,
+            **{"CSNAP_NODE": node, **named},
+        )
+
+    return log
+
+
+def open_log(node: str) -> Log:
+    """Return the log that fits how this process was started."""
+    if connected(os.environ.get("JOURNAL_STREAM", "")):
+        try:
+            from systemd import journal
+        except ImportError:
+            pass
+        else:
+            return to_journal(journal.send, node)
+    return to_stream(sys.stderr, node)
+
+
+def connected(stream: str) -> bool:
+    """Whether standard error is the stream ``device:inode`` that systemd names; the variable is inherited further."""
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return stream == f"{status.st_dev}:{status.st_ino}"

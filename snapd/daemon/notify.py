@@ -1,0 +1,101 @@
+"""What systemd is told: readiness, a status line, and the watchdog's pings. Without systemd nothing happens.
+
+A ping goes out only while everything that keeps this host's I/O going is fresh: the control loop (it sends the ping
+itself), the worker (its heartbeat in the counters page) and the lease's bookkeeping (a member is not ``active`` with
+its deadline behind it). An etcd that is gone is no reason to die: then the member is ``stalled``, and waits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from snapd.daemon.loop import Loop
+from snapd.lockspace.ports import ACTIVE
+from snapd.units import SECOND
+
+WORKER_LIMIT = 5 * SECOND
+"""A worker's loop turns at least four times a second; a slow disk does not hold it up."""
+
+LEASE_LIMIT = 2 * SECOND
+"""How long ``active`` may outlive the deadline before the member notices: its timer, and a busy machine."""
+
+
+def no_systemd(text: str) -> bool:
+    return False
+
+
+def find_notify() -> Callable[[str], bool]:
+    """Return systemd's notify, or one that does nothing."""
+    if "NOTIFY_SOCKET" not in os.environ:
+        return no_systemd
+    try:
+        from systemd.daemon import notify
+    except ImportError:
+        return no_systemd
+    return lambda text: bool(notify(text))
+
+
+def watchdog_interval() -> int:
+    """Nanoseconds between pings: half of what systemd allows; 0: no watchdog for this process."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    meant = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(microseconds) * 1000 // 2 if microseconds.isdigit() and meant else 0
+
+
+class Freshness:
+    """Judges whether the watchdog may be fed."""
+
+    def __init__(self) -> None:
+        self._expired_since = 0
+
+    def stale(self, now: int, state: str, lease_remaining: int, heartbeat: int) -> str:
+        """Return what is not fresh, "" if all is. ``heartbeat`` 0: the worker has not begun yet."""
+        if state == ACTIVE and lease_remaining <= 0:
+            self._expired_since = self._expired_since or now
+        else:
+            self._expired_since = 0
+        if heartbeat and now - heartbeat > WORKER_LIMIT:
+            return "worker"
+        if self._expired_since and now - self._expired_since > LEASE_LIMIT:
+            return "lease"
+        return ""
+
+
+class Notifier:
+    """Tells systemd; ``check`` returns what is stale, ``status`` the line that people read."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        notify: Callable[[str], bool],
+        interval: int,
+        check: Callable[[], str],
+        status: Callable[[], str],
+    ) -> None:
+        self._loop, self._notify = loop, notify
+        self._check, self._status = check, status
+        self._interval = interval
+        self._shown = ""
+        if notify is not no_systemd:
+            self._beat()
+
+    def ready(self) -> None:
+        self._notify("READY=1")
+        self.show()
+
+    def stopping(self) -> None:
+        self._notify("STOPPING=1")
+
+    def show(self) -> None:
+        """Tell the status line if it has changed."""
+        text = self._status()
+        if text != self._shown:
+            self._shown = text
+            self._notify(f"STATUS={text}")
+
+    def _beat(self) -> None:
+        if self._interval and not self._check():
+            self._notify("WATCHDOG=1")
+        self.show()
+        self._loop.call_later(self._interval or SECOND, self._beat)

@@ -1,0 +1,373 @@
+"""``csnap serve``: the composition root of the control process, and its life.
+
+    1. directory, lock file           waits, saying so, while an older process holds the lock
+    2. admin socket, metrics port     a dead socket file is replaced, a live one refused
+    3. worker                         started by exec, before anything of gRPC is imported
+    4. Hello -> etcd, its version, the volume's record compared with the origin (opening.py)
+    5. member, cluster                joins; serves when the worker says so: READY=1
+    6. SIGTERM, SIGINT, SIGHUP        Stop -> Stopped -> member.leave -> exit 0, within STOP_LIMIT whatever hangs
+
+The end of a daemon that stops: t = 0 the signal; the worker answers what it has got, by 6 s at the latest by failing
+what waits (2 s without a lease), and ends by 8 s; then leaving has until LEAVE_END; at STOP_LIMIT the process ends.
+
+    until  8.3 s  WORKER_END   the worker has stopped, or is killed and nothing is released
+    until  9.1 s  LEAVE_END    everything is released, or left to recovery
+    until  9.3 s  STOP_LIMIT   out; closing takes a moment
+
+No module but lockspace.etcd* knows gRPC, and it is imported here only after the worker has been started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from uuid import uuid4
+
+from prometheus_client.registry import CollectorRegistry
+
+from snapd import __version__, counters
+from snapd.cluster.cluster import Cluster
+from snapd.cluster.volume import check_type
+from snapd.config import Config
+from snapd.daemon import endpoint, status
+from snapd.daemon.admin import AdminServer, Reply
+from snapd.daemon.effects import Outlet
+from snapd.daemon.host import boot_id, machine_id
+from snapd.daemon.lockfile import LockFile
+from snapd.daemon.log import Log
+from snapd.daemon.loop import Loop, Timer
+from snapd.daemon.metrics import CsnapCollector, Observations, Sample
+from snapd.daemon.notify import Freshness, Notifier, find_notify, watchdog_interval
+from snapd.daemon.observed import ObservedKv
+from snapd.daemon.opening import Opening
+from snapd.daemon.snapshots import SnapshotCommands
+from snapd.daemon.workerproc import Worker
+from snapd.errors import CsnapError, Fenced, Refused
+from snapd.lockspace.fencing.agent import Agent
+from snapd.lockspace.fencing.factory import make_fencer
+from snapd.lockspace.member import Member
+from snapd.lockspace.ports import ACTIVE, ERROR, FENCED, INFO, LEAVING, NOTICE, WARNING, Settings
+from snapd.lockspace.records import FormatRecord
+from snapd.messages import Fatal, Hello, Message, Notice, Stop, Stopped
+from snapd.units import SECOND
+from snapd.worker.launch import WorkerSettings
+
+LOCK_AGAIN = SECOND // 10
+WORKER_END = 83 * SECOND // 10
+LEAVE_END = 91 * SECOND // 10
+STOP_LIMIT = 93 * SECOND // 10
+FENCED_LIMIT = 4 * SECOND
+"""For a fenced worker to fail its requests and end."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Daemon:
+    """One ``serve``, from its beginning to its end. Wiring: every decision is made elsewhere."""
+
+    def __init__(self, config: Config, log: Log) -> None:
+        check_type(config.volume.type)
+        self._config, self._log = config, log
+        self._view = status.View(config)
+        self._machine_id, self._boot_id = machine_id(config.node.machine_id), boot_id()
+        _make_directory(config.export.directory)
+        self._lock = LockFile(config.export.lock)
+        self._loop = Loop()
+        self._observations = Observations()
+        self._freshness = Freshness()
+        self._notifier = Notifier(
+            self._loop, find_notify(), watchdog_interval(), self._stale, lambda: status.line(self._view)
+        )
+        self._closers: list[Callable[[], None]] = []
+        self._worker: Worker | None = None
+        self._hello: Hello | None = None
+        self._opening: Opening | None = None
+        self._kv: ObservedKv | None = None
+        self._commands: SnapshotCommands | None = None
+        self._fatal = ""
+        self._ready = False
+        self._stopping_since = 0
+        self._left = False
+        self._stop_timer: Timer | None = None
+        self._error: CsnapError | None = None
+
+    # ---- the beginning
+
+    def run(self) -> None:
+        """Serve until told to stop. Raises what ended it otherwise: Fenced, Refused, CsnapError."""
+        before = {number: signal.signal(number, self._signalled) for number in SIGNALS}
+        self._loop.call_at(0, self._try_lock)
+        try:
+            self._loop.run()
+        except Refused as error:
+            self._error = error
+        finally:
+            self._close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._loop.close()
+        if self._error is not None:
+            raise self._error
+        self._log(NOTICE, "stopped", {"clean": self._left})
+
+    def _try_lock(self, waited: bool = False) -> None:
+        if self._lock.take():
+            self._locked()
+            return
+        if not waited:
+            fields: dict[str, object] = {"lock_file": self._lock.path, "pid": self._lock.holder()}
+            self._log(WARNING, "waiting_for_lock_file", fields)
+            self._tell(self._view.state, f"waiting for the lock file {self._lock.path}, held by an older process")
+        self._loop.call_later(LOCK_AGAIN, lambda: self._try_lock(True))
+
+    def _locked(self) -> None:
+        export = self._config.export
+        admin = AdminServer(self._loop, export.admin, self._admin_commands(), self._stranger)
+        self._closers.append(admin.close)
+        metrics = self._config.metrics
+        listener = endpoint.listen(metrics.host, metrics.port) if metrics.host else None
+        worker = self._worker = Worker(self._loop, self._settings(), self._lock.fd, self._receive, self._worker_ended)
+        self._closers.append(worker.close)
+        self._view.words = worker.words
+        if listener is not None:
+            self._view.metrics = "{}:{}".format(*listener.getsockname()[:2])
+            registry = CollectorRegistry()
+            CsnapCollector(registry, self._observations, worker.words, endpoint.Sampler(self._loop, self._sample))
+            self._closers.append(endpoint.Endpoint(listener, registry).close)
+        self._log(NOTICE, "started", {"version": __version__, "volume": self._config.volume.name, "worker": worker.pid})
+
+    def _settings(self) -> WorkerSettings:
+        volume = self._config.volume
+        return WorkerSettings(
+            volume_uuid=volume.cluster_uuid,
+            store_type=volume.type,
+            origin=volume.origin,
+            exclusive=volume.exclusive,
+            chunk_bytes=volume.chunk_size,
+            region_bytes=volume.region_size,
+            socket=self._config.export.nbd,
+        )
+
+    def _greeted(self, hello: Hello) -> None:
+        """The worker has opened the origin: now etcd, and gRPC with it."""
+        self._hello = hello
+        for warning in hello.warnings:
+            self._warn(warning)
+        from snapd.lockspace.etcd import Etcd, Tls  # only now: see the module
+
+        lockspace = self._config.lockspace
+        tls = Tls(lockspace.ca, lockspace.cert, lockspace.key) if lockspace.ca or lockspace.cert else None
+        etcd = Etcd(lockspace.endpoints, self._loop.call_soon_threadsafe, tls)
+        self._closers.append(etcd.close)
+        self._kv = ObservedKv(etcd, self._observations.observe, self._loop.now)
+        self._opening = Opening(
+            self._config,
+            hello,
+            etcd,
+            self._loop,
+            self._log,
+            lambda why: self._tell(self._view.state, why),
+            self._opened,
+        )
+        self._opening.begin()
+
+    def _opened(self, record: FormatRecord | CsnapError) -> None:
+        if self._stopping_since or self._error is not None:
+            return
+        if isinstance(record, CsnapError):
+            self._ended(record)
+            return
+        assert self._opening is not None and self._worker is not None and self._hello is not None
+        assert self._kv is not None
+        if self._opening.warning:
+            self._warn(self._opening.warning)
+        outlet = Outlet(self._worker, self._log, self._observations, self._tell, self._ended)
+        fencer = make_fencer(self._config.fencing, outlet, self._loop.call_soon_threadsafe)
+        if isinstance(fencer, Agent):
+            self._closers.append(fencer.close)
+        if fencer.method == "unsafe":
+            self._warn("fencing is unsafe: a host that only paused can wake up and write over others' work")
+        member = Member(
+            self._member_settings(), self._kv, self._loop, outlet, fencer, lambda old: self._lock.proven(old.lock_path)
+        )
+        cluster = Cluster(member)
+        self._commands = SnapshotCommands(self._loop, self._log, self._config.volume, self._hello, member, cluster)
+        self._view.member = member
+        self._view.why = ""
+        member.start()
+
+    def _member_settings(self) -> Settings:
+        lockspace = self._config.lockspace
+        return Settings(
+            cluster_uuid=self._config.volume.cluster_uuid,
+            node=self._config.node.name,
+            machine_id=self._machine_id,
+            boot_id=self._boot_id,
+            incarnation=str(uuid4()),
+            lock_path=self._lock.name,
+            ttl=lockspace.lease_ttl,
+            freeze_limit=lockspace.freeze_limit,
+        )
+
+    # ---- events
+
+    def _receive(self, message: Message) -> None:
+        """A message of the worker."""
+        if isinstance(message, Hello):
+            self._greeted(message)
+        elif isinstance(message, Notice):
+            self._log(message.priority, message.event, dict(message.fields))
+        elif isinstance(message, Fatal):
+            self._fatal = message.reason
+        elif self._view.member is not None:
+            self._view.member.receive(message)
+        if isinstance(message, Stopped):
+            self._worker_stopped()
+
+    def _tell(self, state: str, why: str) -> None:
+        """The member's state, or what the daemon waits for."""
+        if (state, why) != (self._view.state, self._view.why):
+            self._log(WARNING if why else NOTICE, "state", {"state": state, **({"why": why} if why else {})})
+        self._view.state, self._view.why = state, why
+        if state == ACTIVE and not self._ready:
+            self._ready = True
+            self._notifier.ready()
+        self._notifier.show()
+
+    def _ended(self, error: CsnapError) -> None:
+        """The member, or what came before it, is at its end."""
+        if self._error is not None:
+            return
+        self._error = error
+        self._log(ERROR, "fenced" if isinstance(error, Fenced) else "refused", {"error": error})
+        if self._worker is None or not self._worker.alive:
+            self._loop.stop()
+        elif isinstance(error, Fenced):
+            self._view.state = FENCED
+            self._loop.call_later(FENCED_LIMIT, self._worker.kill)  # it has been told, and fails what it has got
+        else:
+            self._worker.kill()
+
+    def _worker_ended(self, code: int) -> None:
+        self._log(INFO if self._stopping_since else ERROR, "worker_ended", {"code": code})
+        if self._error is None and code:
+            reason = self._fatal or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
+            self._error = CsnapError(f"the worker ended: {reason}")
+        elif self._error is None and not self._stopping_since:
+            self._error = CsnapError("the worker ended without being told to")
+        if self._error is not None or self._left or self._view.member is None:
+            self._loop.stop()
+
+    def _warn(self, text: str) -> None:
+        self._view.warnings.append(text)
+        self._log(WARNING, "warning", {"text": text})
+
+    # ---- the end
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it ends anyway
+            self._loop.call_soon_threadsafe(lambda: self._stop(signal.Signals(number).name))
+
+    def _stop(self, why: str) -> None:
+        if self._stopping_since:
+            return
+        self._stopping_since = self._loop.now()
+        self._notifier.stopping()
+        self._log(NOTICE, "stopping", {"why": why})
+        self._view.state, self._view.why = LEAVING, ""
+        if self._worker is None or not self._worker.alive:
+            self._loop.stop()
+            return
+        self._worker.send(Stop())
+        self._stop_timer = self._loop.call_later(WORKER_END, self._worker_hangs)
+        self._loop.call_later(STOP_LIMIT, self._loop.stop)
+
+    def _worker_hangs(self) -> None:
+        assert self._worker is not None
+        self._log(ERROR, "worker_does_not_stop", {"pid": self._worker.pid})
+        self._worker.kill()  # its death is an error: nothing was released, and recovery has to do it
+
+    def _worker_stopped(self) -> None:
+        """Stopped: nothing is in flight and nothing is used any more."""
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
+        if self._view.member is None or self._error is not None:
+            return
+        limit = self._stopping_since + LEAVE_END - self._loop.now()
+        self._view.member.leave(self._gone, max(SECOND // 2, limit))
+
+    def _gone(self, clean: bool) -> None:
+        self._left = True
+        if not clean:
+            self._log(WARNING, "not_released", {"why": "etcd did not answer in time; others, or the next start, will"})
+        if self._worker is None or not self._worker.alive:
+            self._loop.stop()
+
+    def _close(self) -> None:
+        while self._closers:
+            self._closers.pop()()
+        self._lock.close()
+
+    # ---- what people and tools ask
+
+    def _admin_commands(self) -> dict[str, Callable[[dict[str, Any], Reply], None]]:
+        return {
+            "status": lambda request, reply: reply.result(status.report(self._view)),
+            "locks": lambda request, reply: reply.result(self._locks()),
+            "snapshot-create": lambda request, reply: self._active().create(request, reply),
+            "snapshot-delete": lambda request, reply: self._active().delete(request, reply),
+        }
+
+    def _locks(self) -> list[dict[str, Any]]:
+        return status.locks(self._view.member.locks(), self._loop.now()) if self._view.member is not None else []
+
+    def _active(self) -> SnapshotCommands:
+        if self._commands is None:
+            raise Refused(f"this host is {self._view.state}, expected {ACTIVE}: {self._view.why or 'it is starting'}")
+        return self._commands
+
+    def _stranger(self, fields: dict[str, object]) -> None:
+        self._log(WARNING, "admin_refused", fields)
+
+    def _stale(self) -> str:
+        words = self._view.words
+        heartbeat = words[counters.HEARTBEAT] if words is not None else 0
+        stale = self._freshness.stale(self._loop.now(), self._view.state, self._view.lease_remaining, heartbeat)
+        if stale:
+            self._log(ERROR, "watchdog_not_fed", {"stale": stale})
+        return stale
+
+    def _sample(self) -> Sample:
+        view, config = self._view, self._config
+        hello, member = self._hello, view.member
+        return Sample(
+            now=self._loop.now(),
+            node=config.node.name,
+            fencing=config.fencing.method,
+            state=view.state,
+            lease_remaining=view.lease_remaining,
+            lease_ttl=member.lease_ttl if member is not None else 0,
+            watch_lag=self._kv.lag if self._kv is not None else 0,
+            no_space=self._kv is not None and self._kv.no_space,
+            locks=member.locks() if member is not None else [],
+            snapshots=view.snapshots,
+            warnings=hello.warnings if hello is not None else None,
+        )
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"[export] directory {directory}: {error.strerror}") from error
+
+
+def serve(config: Config, log: Log) -> None:
+    """Run the daemon in the foreground. Raises what ended it, but for a planned stop."""
+    faulthandler.enable()
+    Daemon(config, log).run()

@@ -1,0 +1,127 @@
+"""What ``csnap status`` and ``csnap locks`` are told: plain values for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from snapd import __version__, counters
+from snapd.config import Config
+from snapd.daemon.metrics import Slot, snapshot_slots
+from snapd.lockspace.member import LockRow, Member, MemberRow
+from snapd.lockspace.ports import JOINING
+from snapd.lockspace.records import SnapshotRecord
+from snapd.messages import MODE_NAMES
+from snapd.units import SECOND
+
+
+@dataclass(slots=True)
+class View:
+    """What is known of this daemon so far; filled while it starts."""
+
+    config: Config
+    state: str = JOINING
+    why: str = ""
+    member: Member | None = None
+    words: memoryview | None = None
+    warnings: list[str] = field(default_factory=list)
+    metrics: str = ""
+
+    @property
+    def lease_remaining(self) -> int:
+        return self.member.lease_remaining if self.member is not None else 0
+
+    @property
+    def snapshots(self) -> tuple[SnapshotRecord, ...]:
+        return self.member.snapshots() if self.member is not None else ()
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        return snapshot_slots(self.words) if self.words is not None else {}
+
+
+def dm_status(state: str, slot: Slot | None) -> str:
+    """The kernel's words for a snapshot: dm-snapshot's status line."""
+    state = slot.state if slot is not None and state not in ("invalid", "overflow") else state
+    if state == "invalid":
+        return "Invalid"
+    if state == "overflow":
+        return "Overflow"
+    if slot is None or not slot.total:
+        return "Unknown"
+    return f"{slot.allocated}/{slot.total} {slot.metadata}"
+
+
+def report(view: View) -> dict[str, Any]:
+    """The value of ``csnap status --json``."""
+    config, member = view.config, view.member
+    return {
+        "volume": config.volume.name,
+        "node": config.node.name,
+        "member": {
+            "state": view.state,
+            "why": view.why,
+            "lease_remaining_seconds": round(view.lease_remaining / SECOND, 1),
+            "lease_ttl_seconds": member.lease_ttl // SECOND if member is not None else 0,
+            "fencing": config.fencing.method,
+        },
+        "snapshots": [_snapshot(record, view.slots.get(record.store)) for record in view.snapshots],
+        "members": [_member(row) for row in member.members()] if member is not None else [],
+        "io": _io(view.words),
+        "metrics": view.metrics,
+        "warnings": view.warnings,
+        "version": __version__,
+    }
+
+
+def _snapshot(record: SnapshotRecord, slot: Slot | None) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "state": record.state,
+        "dm_status": dm_status(record.state, slot),
+        "percent_full": round(100 * slot.allocated / slot.total, 1) if slot is not None and slot.total else None,
+        "exceptions": slot.exceptions if slot is not None else None,
+        "writable": record.writable,
+        "cow": record.path,
+        "store": record.store,
+    }
+
+
+def _member(row: MemberRow) -> dict[str, Any]:
+    return {"node": row.node, "state": row.state, "by": row.by}
+
+
+def _io(words: memoryview | None) -> dict[str, Any]:
+    if words is None:
+        return {"connections": 0, "inflight": 0, "waiting": 0, "direct": None}
+    return {
+        "connections": words[counters.CONNECTIONS],
+        "inflight": words[counters.INFLIGHT],
+        "waiting": words[counters.WAITING],
+        "direct": bool(words[counters.DIRECT]),
+    }
+
+
+def locks(rows: list[LockRow], now: int) -> list[dict[str, Any]]:
+    """The value of ``csnap locks --json``. ``since_seconds``: since when this host has seen it."""
+    return [
+        {
+            "resource": row.resource,
+            "node": row.node,
+            "mode": MODE_NAMES[row.mode],
+            "state": "waiting" if row.waiting else "held",
+            "since_seconds": round(max(0, now - row.since) / SECOND, 1),
+        }
+        for row in rows
+    ]
+
+
+def line(view: View) -> str:
+    """The line that ``systemctl status`` shows."""
+    parts = [view.state + (f" ({view.why})" if view.why else "")]
+    if view.member is not None:
+        parts.append(f"lease {view.lease_remaining // SECOND} s")
+    slots = view.slots
+    for record in view.snapshots[:4]:
+        parts.append(f"{record.name} {dm_status(record.state, slots.get(record.store))}")
+    return ", ".join(parts)
