@@ -1,8 +1,9 @@
 """The exceptions of one store in memory: old chunk -> new chunk.
 
 An open-addressing hash table over two typed arrays, because a Python dictionary of a million exceptions takes
-106 MB and this takes 12 to 48 bytes an exception; a look-up costs about 0.2 us. Every entry that goes in is
-checked, whoever wrote it: a chunk number outside the device, on a metadata area, or used twice is Corrupt.
+106 MB and this takes 12 to 24 bytes an exception, twice that where chunk numbers need 64 bits; a look-up costs
+some 0.3 us (bench/load_store.py measures both). Every entry that goes in is checked, whoever wrote it: a chunk
+number outside the device, on a metadata area, or used twice is Corrupt.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ _FIRST_BITS = 10
 _HASH = 0x9E3779B97F4A7C15
 """2**64 / golden ratio (Knuth, TAOCP 6.4): spreads runs and strides alike."""
 _WORD = (1 << 64) - 1
+_EXPECTED_AT_MOST = 1 << 21
+"""32 MiB of table: a counter that is nonsense must not take all memory before it is found out."""
 _PAGE_BITS = 15
 """The set of used COW chunks is a bit map in pages of 2**15 chunks: COW chunks are handed out densely."""
 
@@ -55,8 +58,17 @@ class ChunkMap:
         """Every (old, new), in no order."""
         return ((old, new) for old, new in zip(self._olds, self._news, strict=True) if new)
 
+    def expect(self, count: int) -> None:
+        """Make room for ``count`` entries in all, as far as that is no great loss if they never come.
+
+        Growing by doubling costs half as much again as filling.
+        """
+        count = min(count, _EXPECTED_AT_MOST)
+        if count > self._limit:
+            self._grow(count)
+
     def update(self, olds: Sequence[int], news: Sequence[int]) -> None:
-        """Add entries. Raises Corrupt, naming the first bad one; those before it are in."""
+        """Add entries. Raises Corrupt, naming the first bad one; some of those before it may be in."""
         if not olds:
             return
         needed = self._count + len(olds)
@@ -68,10 +80,11 @@ class ChunkMap:
             self._name_out_of_range(olds, news)
         keys, values, shift, mask, used = self._olds, self._news, self._shift, self._mask, self._used
         count = self._count
+        number, page = -1, bytearray()
         for old, new in zip(olds, news, strict=True):
-            page = used.get(new >> _PAGE_BITS)
-            if page is None:
-                page = used[new >> _PAGE_BITS] = bytearray(1 << _PAGE_BITS - 3)
+            if new >> _PAGE_BITS != number:
+                number = new >> _PAGE_BITS
+                page = used.setdefault(number, bytearray(1 << _PAGE_BITS - 3))
             at, bit = new >> 3 & 4095, 1 << (new & 7)
             if page[at] & bit or new % stride == 1:
                 self._count = count

@@ -81,6 +81,8 @@ class Persistent:
         if self.busy:
             raise AssertionError("a re-read or an append is under way")
         self.busy = True
+        if limit is not None:
+            self.map.expect(min(limit, self.layout.capacity))
         if self._header_block:
             self._read_area(limit, done)
         else:
