@@ -85,6 +85,7 @@ class Joining:
 
     def look(self) -> None:
         """Take the next step, if there is one now; look again in a while in any case."""
+        self._again()
         if self._busy or not self._mirror.ready:
             return
         node = self._settings.node
@@ -98,7 +99,6 @@ class Joining:
         if alive is not None and alive.value == mine.encode() and (self.joined() or self.cleaning()):
             self._session.adopt(alive)
             return
-        self._again()
         if self._session.phase == LOST and not (self.joined() or self.cleaning()):
             self._session.out(Fenced("the lease was lost, and others have recovered this member"))
         elif record is not None and record.machine_id != self._settings.machine_id:

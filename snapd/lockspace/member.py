@@ -57,6 +57,9 @@ class Operator(Protocol):
     def changed(self) -> None:
         """Something in the mirror changed, or a pause ended."""
 
+    def resync(self) -> None:
+        """Answers to what was sent will not come; the mirror tells what became of it."""
+
     def receive(self, message: Message) -> None:
         """A message of the worker that is not about locks."""
 
@@ -154,6 +157,8 @@ class Member:
             return
         self.locking.resync()
         self._recovery.resync()
+        if self._operator is not None:
+            self._operator.resync()
 
     def ready(self) -> None:
         self._update(self.session.why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from snapd.errors import FormatError
 from snapd.lockspace.kv import KeyValue
@@ -27,5 +28,8 @@ def spec_of(record: SnapshotRecord) -> SnapshotSpec:
 
 
 def table_of(kvs: Iterable[KeyValue], effects: Effects) -> tuple[SnapshotSpec, ...]:
-    """What the worker is told with the table: everything but what is still being created."""
-    return tuple(spec_of(record) for record in records_of(kvs, effects) if record.state != "creating")
+    """What the worker is told with the table: all but what is still being created; what is being deleted works on."""
+    records = (record for record in records_of(kvs, effects) if record.state != "creating")
+    return tuple(
+        spec_of(replace(record, state="active") if record.state == "deleting" else record) for record in records
+    )

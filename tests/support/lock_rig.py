@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 from uuid import uuid4
 
 from snapd.errors import CsnapError
-from snapd.lockspace.kv import Put, Range, Txn, prefix_end
+from snapd.lockspace.kv import Kv, Put, Range, Txn, prefix_end
 from snapd.lockspace.member import Member
 from snapd.lockspace.ports import Settings
 from snapd.lockspace.records import MemberRecord
 from snapd.messages import NL, Bumped, Done, FencedNotice, Grant, Message, Revoke, Serving, Stopped, Want
 from snapd.units import SECOND
 from tests.support.fake_etcd import FakeEtcd
-from tests.support.virtual_time import Scheduler
+from tests.support.virtual_time import Scheduler, Timer
 
 UUID = "5b1c0e7e-6d0f-4c57-9a5e-0d8a7f2f9a11"
 STORE = "11111111-2222-4333-8444-555555555555"
@@ -118,7 +119,7 @@ class Host:
         self.settings = Settings(
             UUID, node, machine, boot, incarnation or f"{node}-{uuid4().hex[:8]}", f"/run/{node}/lock", ttl=TTL
         )
-        self.kv = HostKv(self, rig.etcd.client(self.settings.incarnation))
+        self.kv = cast(Kv, HostKv(self, rig.etcd.client(self.settings.incarnation)))
         self.member = Member(self.settings, self.kv, self, self, self.fencer, lambda record: self.proven(record))
 
     # Timers
@@ -126,7 +127,7 @@ class Host:
     def now(self) -> int:
         return self.rig.scheduler.now()
 
-    def call_at(self, when: int, callback: Callable[[], None]):  # noqa: ANN201
+    def call_at(self, when: int, callback: Callable[[], None]) -> Timer:
         return self.rig.scheduler.call_at(when, lambda: self.run(callback))
 
     def run(self, callback: Callable[[], None]) -> None:
@@ -215,10 +216,10 @@ class HostKv:
     def __init__(self, host: Host, client: object) -> None:
         self._host, self._client = host, client
 
-    def __getattr__(self, name: str):  # noqa: ANN204
+    def __getattr__(self, name: str) -> Any:
         call = getattr(self._client, name)
 
-        def wrapped(*arguments):  # noqa: ANN002, ANN202
+        def wrapped(*arguments: Any) -> Any:
             if self._host.dead:
                 return None
             *rest, done = arguments
@@ -259,11 +260,11 @@ class LockRig:
         """Long enough for whatever needs no timeout."""
         self.run(0.5)
 
-    def key(self, suffix: str):  # noqa: ANN201
+    def key(self, suffix: str) -> bytes | None:
         """The key's value in etcd, None if it is absent."""
-        return self.keys().get(suffix)
+        return self.stored().get(suffix)
 
-    def keys(self) -> dict[str, bytes]:
+    def stored(self) -> dict[str, bytes]:
         """Everything under the cluster's prefix, without it."""
         prefix = f"/csnap/{UUID}/"
         found = self.etcd.store.range(Range(prefix, prefix_end(prefix))).kvs

@@ -13,7 +13,7 @@ def test_a_member_joins_and_is_granted_the_table() -> None:
     """After joining, the member record, its liveness and its table CR are in etcd, and the worker has the table."""
     rig = LockRig("host-a")
     assert rig.a.holds("table") == CR
-    assert {key.partition("/")[0] for key in rig.keys()} == {"m", "a", "h"}
+    assert {key.partition("/")[0] for key in rig.stored()} == {"m", "a", "h"}
     assert rig.a.states[-1] == "active"
 
 
@@ -325,7 +325,7 @@ def test_leaving_releases_everything() -> None:
     rig.settle()
     assert verdict == [True]
     assert rig.key(f"v/{STORE}") == b"11"
-    assert not [key for key in rig.keys() if key.endswith("/host-a")]
+    assert not [key for key in rig.stored() if key.endswith("/host-a")]
     assert rig.a.failure is None
 
 

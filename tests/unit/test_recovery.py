@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from snapd.errors import Fenced, Refused
-from snapd.lockspace.records import ACTIVE, MemberRecord
 from snapd.messages import CR, EX, NL, UNTRUSTED
 from snapd.units import SECOND
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
@@ -37,7 +38,7 @@ def test_holds_outlive_the_lease_until_the_member_is_fenced() -> None:
     rig.b.fencer.confirm()
     rig.run(2)
     assert rig.b.holds(REGION) == EX
-    assert not [key for key in rig.keys() if key.endswith("/host-a")]
+    assert not [key for key in rig.stored() if key.endswith("/host-a")]
 
 
 def test_recovery_marks_every_counter_before_the_first_hold_goes() -> None:
@@ -163,7 +164,7 @@ def test_a_lease_that_ended_revives_under_a_new_one() -> None:
 
 
 def test_the_deadline_is_counted_from_the_sending_of_the_keepalive() -> None:
-    """Deadline = send time of the last successful keepalive + TTL - margin: before the lease can end, whatever the delay."""
+    """Deadline = send time of the last successful keepalive + TTL - margin, whatever the delay."""
     rig = LockRig("host-a")
     sent: list[int] = []
 
@@ -243,7 +244,7 @@ def test_recovery_is_taken_over_when_its_coordinator_dies() -> None:
         second.want(REGION, EX)
         rig.run(8 * TTL)
         assert second.holds(REGION) == EX
-        assert [key for key in rig.keys() if key.startswith("m/")] == [f"m/{second.node}"]
+        assert [key for key in rig.stored() if key.startswith("m/")] == [f"m/{second.node}"]
 
 
 def restart(rig: LockRig, boot: str = "boot-1", machine: str = "") -> Host:
@@ -391,9 +392,7 @@ def test_a_member_record_that_makes_no_sense_is_named_and_harms_nobody() -> None
 
 @pytest.mark.parametrize("seed", range(30))
 def test_no_two_members_ever_hold_conflicting_locks(seed: int) -> None:
-    """Random wants, deaths, pauses, restarts, lost and delayed messages: between grant and give-back, one EX or many CR."""
-    import random
-
+    """Random wants, deaths, pauses, restarts, lost and delayed messages: at any moment one EX or many CR."""
     rng = random.Random(seed)
     rig = LockRig("host-a", "host-b", "host-c")
     rig.counter()
