@@ -19,7 +19,7 @@ from tests.kernel.support.initrd import initrd
 from tests.kernel.support.kernel import KernelError, build
 
 QEMU = "qemu-system-x86_64"
-MACHINE = "microvm,rtc=on,pit=on,pic=on,isa-serial=on,x-option-roms=off"
+MACHINE = "microvm,rtc=on,pit=on,pic=on,isa-serial=on"  # option ROMs stay: QEMU 10 starts no kernel without them
 KERNEL_OPTIONS = (
     "console=ttyS0 panic=-1 quiet loglevel=4 nokaslr mitigations=off nopti tsc=reliable no_timer_check "
     "rcupdate.rcu_expedited=1 audit=0 random.trust_cpu=on"
