@@ -37,9 +37,9 @@ BLOCK = 4096  # bytes, eight sectors with one stamp
 BLOCKS = ORIGIN_SIZE // BLOCK
 RANGES = ((0, BLOCKS * 3 // 4), (BLOCKS // 4, BLOCKS))  # what each host writes: the middle half is common
 SNAPSHOT = "monday"
-ENOUGH = 1_000  # writes of each host before the snapshot, and again after it
+BEFORE, AFTER = 1_000, 300  # writes of each host; those after it copy chunks out and contend for regions
 START_LIMIT = 20.0
-WRITE_LIMIT = 20.0
+WRITE_LIMIT = 30.0
 TABLE_HEAD = 6
 
 
@@ -140,16 +140,19 @@ class Story:
             arguments = [str(host.socket), str(journal), *map(str, (number, BLOCK, first, last, 1000 + number))]
             writers.append(self._stage.start(f"writer-{number}", [sys.executable, "-m", "demo.writer", *arguments]))
             journals.append(journal)
-        self._wait_written(journals, ENOUGH)
+        self._wait_written(journals, BEFORE)
         self._console.step("a writer on each host stamps blocks (host, block, sequence), half of them the same blocks")
         return writers, journals
 
     def _wait_written(self, journals: list[Path], count: int) -> None:
+        """Wait until each writer has made ``count`` more writes."""
+        goals = {journal: _lines(journal) + count for journal in journals}
+
         def enough() -> bool:
             self._stage.check_alive()
-            return all(journal.exists() and _lines(journal) >= count for journal in journals)
+            return all(_lines(journal) >= goal for journal, goal in goals.items())
 
-        wait_until(enough, WRITE_LIMIT, f"{count} writes on each host")
+        wait_until(enough, WRITE_LIMIT, f"{count} more writes on each host")
 
     def _take(self, hosts: list[Host], cow: Path) -> Taken:
         began = time.monotonic()
@@ -160,7 +163,7 @@ class Story:
 
     def _write_more(self, journals: list[Path], taken: Taken) -> int:
         before = sum(_lines(journal) for journal in journals)
-        self._wait_written(journals, max(_lines(journal) for journal in journals) + ENOUGH)
+        self._wait_written(journals, AFTER)
         more = sum(_lines(journal) for journal in journals) - before
         self._console.step(f"{more} more writes")
         return more
@@ -180,23 +183,26 @@ class Story:
 
     def _show(self, hosts: list[Host]) -> None:
         console = self._console
-        console.step("csnap snapshot list, csnap status")
-        console.detail(hosts[1].csnap("snapshot", "list", "CONFIG"))
+        console.step("csnap status")
         console.detail(hosts[1].csnap("status", "CONFIG"))
         console.step("lock waits and COW counters, from the Prometheus endpoints")
         for host in hosts:
             metrics = host.metrics()
-            waits = metrics.sum("csnap_lock_wait_seconds_count")
-            seconds = metrics.sum("csnap_lock_wait_seconds_sum")
-            mean = 1000 * seconds / waits if waits else 0.0
-            tail = 1000 * metrics.quantile("csnap_lock_wait_seconds", 0.99)
-            console.detail(f"{host.name}: {waits:.0f} lock waits, {mean:.1f} ms on average, 99 % within {tail:.1f} ms")
+            for resource in ("region", "tail"):
+                waits = metrics.sum("csnap_lock_wait_seconds_count", resource=resource)
+                seconds = metrics.sum("csnap_lock_wait_seconds_sum", resource=resource)
+                mean = 1000 * seconds / waits if waits else 0.0
+                tail = 1000 * metrics.quantile("csnap_lock_wait_seconds", 0.99, resource=resource)
+                console.detail(
+                    f"{host.name}: waited {waits:.0f} times for a {resource} lock,"
+                    f" {mean:.1f} ms on average, 99 % within {tail:.1f} ms"
+                )
             copies = metrics.sum("csnap_cow_copies_total")
             copied = metrics.sum("csnap_cow_copy_bytes_total") / MIB
             commits = metrics.sum("csnap_cow_commit_batch_exceptions_count")
             used = metrics.sum("csnap_cow_used_bytes") / MIB
             console.detail(
-                f"        {copies:.0f} chunks copied out ({copied:.1f} MiB) in {commits:.0f} commits;"
+                f"{host.name}: {copies:.0f} chunks copied out ({copied:.1f} MiB) in {commits:.0f} commits;"
                 f" COW device used: {used:.1f} MiB"
             )
 
@@ -253,7 +259,7 @@ class Story:
 
 
 def _lines(journal: Path) -> int:
-    return journal.read_bytes().count(b"\n")
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def _read_snapshot(host: Host) -> bytes:
