@@ -20,6 +20,7 @@ from snapd.errors import Refused
 from snapd.units import KIB
 
 REQUEST_MOST = 8 * KIB
+BACKLOG = 128
 SAMPLE_LIMIT = 0.5  # seconds
 JOIN_LIMIT = 1.0
 
@@ -53,7 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-        sock.listen(16)
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise Refused(f"[metrics] listen {host}:{port}: {error.strerror}") from error
