@@ -25,7 +25,7 @@ SCRIPT = f"""
 . /lib/guest.sh
 load virtio_net nbd ext4
 ip link set lo up; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0
-attach() {{ nbd-client {SERVICE} {SERVICE_PORT} $1 -N $2 -b 512 -C $3 -t 30 >/tmp/nbd.log 2>&1; }}
+attach() {{ /usr/sbin/nbd-client {SERVICE} {SERVICE_PORT} $1 -N $2 -b 512 -C $3 -t 30 >/tmp/nbd.log 2>&1; }}
 attach /dev/nbd0 origin 2 || {{ cat /tmp/nbd.log; die attach; }}
 echo "@@SIZE origin $(blockdev --getsize64 /dev/nbd0) $(blockdev --getss /dev/nbd0)"
 mkfs.ext4 -q -E nodiscard,lazy_itable_init=0 /dev/nbd0 || die mkfs
@@ -58,7 +58,7 @@ echo "@@THEN removed $(md5sum </s1/removed | cut -c1-32)"
 echo "@@NOW kept $(md5sum </mnt/kept | cut -c1-32)"
 umount /s1; umount /mnt
 echo "@@WHOLE s1 $(md5sum </dev/nbd1 | cut -c1-32)"
-nbd-client -d /dev/nbd1; nbd-client -d /dev/nbd0
+/usr/sbin/nbd-client -d /dev/nbd1; /usr/sbin/nbd-client -d /dev/nbd0
 dmesg | grep -iE "nbd.*(error|timed)|I/O error|EXT4-fs error" | sed 's/^/@@COMPLAINT kernel /'
 """
 
