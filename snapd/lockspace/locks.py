@@ -466,7 +466,9 @@ class Locks:
     def finish(self, use: Exclusive, change: tuple[Operation, ...]) -> None:
         """Make the change and come down from EX to CR in one transaction; ``finished`` when it is done."""
         use.finish = change
-        self._step(self._entry("table"))
+        entry = self._entry("table")
+        self._calm(entry)  # the worker has answered; what is left is etcd's part
+        self._step(entry)
 
     def _step_exclusive(self, entry: Entry, use: Exclusive) -> bool:
         """The step that the table takes for ``use``; False if it takes none."""

@@ -117,7 +117,14 @@ class Host:
         self.worker = Worker(self)
         self.extra: Callable[[Message], None] = lambda message: None
         self.settings = Settings(
-            UUID, node, machine, boot, incarnation or f"{node}-{uuid4().hex[:8]}", f"/run/{node}/lock", ttl=TTL
+            UUID,
+            node,
+            machine,
+            boot,
+            incarnation or f"{node}-{uuid4().hex[:8]}",
+            f"/run/{node}/lock",
+            ttl=TTL,
+            freeze_limit=2 * SECOND,
         )
         self.kv = cast(Kv, HostKv(self, rig.etcd.client(self.settings.incarnation)))
         self.member = Member(self.settings, self.kv, self, self, self.fencer, lambda record: self.proven(record))
