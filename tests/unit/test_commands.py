@@ -1,0 +1,275 @@
+"""The command line: words, exit codes, one-line errors, and what people read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapd.cli import commands, text
+from snapd.cli.main import main, make_parser
+from snapd.errors import Fenced
+from snapd.format.header import Header
+from snapd.units import MIB
+from tests.unit.test_config import GOOD
+
+STATUS: dict[str, Any] = {
+    "volume": "vmstore",
+    "node": "host-a",
+    "member": {
+        "state": "active",
+        "why": "",
+        "lease_remaining_seconds": 8.1,
+        "lease_ttl_seconds": 10,
+        "fencing": "unsafe",
+    },
+    "snapshots": [
+        {
+            "name": "s1",
+            "state": "active",
+            "dm_status": "1664/16384 256",
+            "percent_full": 10.2,
+            "exceptions": 51,
+            "writable": False,
+            "cow": "/dev/cow",
+            "store": "x",
+        }
+    ],
+    "members": [{"node": "host-b", "state": "fencing", "by": "host-a"}],
+    "io": {"connections": 1, "inflight": 0, "waiting": 0, "direct": True},
+    "metrics": "127.0.0.1:9942",
+    "warnings": ["page cache used"],
+    "version": "0.1.0",
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "vmstore.toml"
+    path.write_text(GOOD.replace("/run/csnap/vmstore", str(tmp_path)))
+    return str(path)
+
+
+class Daemon:
+    """Plays the daemon's end of ``ask``."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.answer: Any = STATUS
+
+    def ask(self, path: str, request: dict[str, Any], progress: object = None) -> Any:
+        self.asked.append((path, request))
+        return self.answer
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    played = Daemon()
+    monkeypatch.setattr(commands, "ask", played.ask)
+    return played
+
+
+def failed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """Run a command that must not succeed; return its code and its one line of error."""
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = int(str(end.code))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    return code, captured.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("nonsense",),
+        ("status",),
+        ("snapshot", "create", "vmstore", "s1"),
+        ("dump", "/dev/null"),
+        ("status", "vmstore", "--nonsense"),
+        ("completion", "fish"),
+    ],
+)
+def test_usage_errors_are_one_line_and_2(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    """No usage text of many lines; where help is to be had is said."""
+    code, line = failed(capsys, *words)
+    assert code == 2
+    assert "--help" in line
+
+
+def test_refusals_are_1(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line naming the file."""
+    assert failed(capsys, "status", "/nowhere/x.toml") == (1, "csnap: /nowhere/x.toml: No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    "words", [("status",), ("locks",), ("snapshot", "list"), ("snapshot", "delete", "s1"), ("snapshot", "create", "s1")]
+)
+def test_no_daemon_is_3(capsys: pytest.CaptureFixture[str], config: str, words: tuple[str, ...]) -> None:
+    """For every command that asks it."""
+    verb = 2 if words[0] == "snapshot" else 1
+    extra = ("--cow", "/dev/cow") if "create" in words else ()
+    code, line = failed(capsys, *words[:verb], config, *words[verb:], *extra)
+    assert code == 3
+    assert "no daemon answers" in line
+
+
+def test_fenced_is_4(capsys: pytest.CaptureFixture[str], config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``serve`` that was recovered by others."""
+
+    def serve(config: object, log: object) -> None:
+        raise Fenced("m/host-a: recovered by host-b")
+
+    monkeypatch.setattr("snapd.daemon.serve.serve", serve)
+    assert failed(capsys, "serve", config) == (4, "csnap: m/host-a: recovered by host-b\n")
+
+
+def test_status_for_people(capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon) -> None:
+    """State, lease, fencing in so many words, members, warnings, snapshots with the kernel's words."""
+    assert main(["status", config]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "state    active\n",
+        "lease    8.1 s left of 10 s",
+        "unsafe: it fences nobody",
+        "host-b fencing (by host-a)",
+        "warning  page cache used",
+        "s1        active  1664/16384 256  10.2%  read-only  /dev/cow",
+    ):
+        assert words in shown
+
+
+def test_status_for_programs(capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon) -> None:
+    """The daemon's JSON as it is."""
+    assert main(["status", config, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == STATUS
+    assert daemon.asked == [(str(Path(config).parent / "admin.sock"), {"command": "status"})]
+
+
+def test_snapshot_list(capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon) -> None:
+    """The same rows as status; a sentence when there are none."""
+    assert main(["snapshot", "list", config, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == STATUS["snapshots"]
+    daemon.answer = {**STATUS, "snapshots": []}
+    assert main(["snapshot", "list", config]) == 0
+    assert capsys.readouterr().out == "no snapshots\n"
+
+
+def test_snapshot_create_makes_the_path_absolute(
+    capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon has another working directory; symbolic links stay, since names by-id are what hosts share."""
+    monkeypatch.chdir(tmp_path)
+    os.symlink("/dev/null", "link")  # noqa: PTH211
+    daemon.answer = {"name": "s1"}
+    assert main(["snapshot", "create", config, "s1", "--cow", "link", "--writable"]) == 0
+    assert daemon.asked[0][1] == {
+        "command": "snapshot-create",
+        "name": "s1",
+        "cow": str(tmp_path / "link"),
+        "writable": True,
+        "force": False,
+    }
+    assert capsys.readouterr().out == "s1: taken\n"
+
+
+def test_locks_as_a_table(capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon) -> None:
+    """RESOURCE NODE MODE STATE SINCE, ages in the unit people would use."""
+    daemon.answer = [
+        {"resource": "table", "node": "host-a", "mode": "CR", "state": "held", "since_seconds": 7300.0},
+        {"resource": "region/12", "node": "host-b", "mode": "EX", "state": "waiting", "since_seconds": 0.25},
+    ]
+    assert main(["locks", config]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "RESOURCE   NODE    MODE  STATE    SINCE",
+        "table      host-a  CR    held     2.0 h",
+        "region/12  host-b  EX    waiting  0.2 s",
+    ]
+
+
+def test_ages() -> None:
+    """Seconds, minutes, hours."""
+    assert [text.age(seconds) for seconds in (0.04, 119, 121, 7200)] == ["0.0 s", "119.0 s", "2 min", "2.0 h"]
+
+
+@pytest.fixture
+def cow(tmp_path: Path) -> str:
+    path = tmp_path / "cow"
+    with open(path, "wb") as file:
+        file.truncate(4 * MIB)
+        file.write(Header(True, 32).to_bytes())
+    return str(path)
+
+
+def test_check_tells_sound_problems_and_unreadable_apart(
+    capsys: pytest.CaptureFixture[str], cow: str, tmp_path: Path
+) -> None:
+    """0, 1 with each problem named, 2 for what cannot be read."""
+    assert main(["check", cow]) == 0
+    assert "sound" in capsys.readouterr().out
+    with open(cow, "r+b") as file:
+        file.seek(16384)
+        file.write((1).to_bytes(8, "little") + (1).to_bytes(8, "little"))  # a chunk on the metadata area
+    assert main(["check", cow, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"]
+    assert main(["check", str(tmp_path / "absent")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_dump_is_json(capsys: pytest.CaptureFixture[str], cow: str) -> None:
+    """Exactly the documented keys."""
+    assert main(["dump", cow, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert set(value) >= {"valid", "version", "chunk_size", "next_free", "status", "exceptions"}
+    assert (value["valid"], value["chunk_size"], value["exceptions"]) == (True, 32, [])
+
+
+def test_config_check(capsys: pytest.CaptureFixture[str], config: str) -> None:
+    """Good is said; an unknown store type is named with file and key."""
+    assert main(["config", "check", config]) == 0
+    assert capsys.readouterr().out == f"{config}: good\n"
+    Path(config).write_text(Path(config).read_text().replace("clusterized_persistent", "clusterized_transient"))
+    code, line = failed(capsys, "config", "check", config)
+    assert code == 1
+    assert f"{config}: [volume] type:" in line and "clusterized_transient" in line
+
+
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a person types next."""
+    for words in (
+        "volume init", "serve", "snapshot create", "snapshot delete", "snapshot list", "status", "locks", "check",
+        "dump", "config check", "version",
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as end:
+            main([*words.split(), "--help"])
+        assert end.value.code == 0
+        assert f"example: csnap {words}" in capsys.readouterr().out
+
+
+def test_grpc_is_loaded_by_serve_and_init_alone() -> None:
+    """Importing the whole command line, and the daemon's modules, does not load it; nor does it load the metrics."""
+    program = (
+        "import sys, snapd.cli.main, snapd.cli.client; assert 'prometheus_client' not in sys.modules;"
+        "import snapd.daemon.serve; assert 'grpc' not in sys.modules and 'etcd3' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_completion_is_a_script_that_bash_takes() -> None:
+    """Sourced by a real bash, it completes commands and options."""
+    from snapd.cli.completion import bash
+
+    script = bash(make_parser()) + 'COMP_WORDS=(csnap snapshot "" ); COMP_CWORD=2; _csnap; echo "${COMPREPLY[*]}"\n'
+    script += 'COMP_WORDS=(csnap snapshot create "--"); COMP_CWORD=3; _csnap; echo "${COMPREPLY[*]}"\n'
+    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd="/").stdout
+    first, second = shown.splitlines()
+    assert {"create", "delete", "list"} <= set(first.split())
+    assert {"--cow", "--writable", "--force"} <= set(second.split())
