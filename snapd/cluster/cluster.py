@@ -165,7 +165,7 @@ class Cluster:
         if work is None:
             return
         if work.use is not None:
-            self._member.locking.expire(work.use)
+            self._member.table.expire(work.use)
         elif work.what == "take":
             silent = self._silent(work)
             if not silent:
@@ -304,7 +304,7 @@ class Cluster:
     # ---- under the table's lock
 
     def _queue(self, work: _Work) -> None:
-        if self._member.locking.exclusive_wanted:
+        if self._member.table.busy:
             return
         record = self._record(work.name)
         if work.what != "take" and record is None:
@@ -323,7 +323,7 @@ class Cluster:
             lambda: self._withdrawn(work),
             lambda: self._end(None),
         )
-        self._member.locking.exclusive(work.use)
+        self._member.table.queue(work.use)
 
     def _change(self, work: _Work, keep: bool) -> tuple[Operation, ...] | None:
         """What the granting transaction puts. The mirror shows every change of the table by who had it before."""
@@ -396,7 +396,7 @@ class Cluster:
                 invalid = replace(record, state="invalid", by="")
                 operations = (*operations, Put(self._keys.snapshot(record.name), invalid.to_bytes()))
         assert work.use is not None
-        self._member.locking.finish(work.use, operations)
+        self._member.table.finish(work.use, operations)
 
     def _why(self, work: _Work) -> str:
         record = self._record(work.name)

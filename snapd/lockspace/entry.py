@@ -16,7 +16,7 @@ class Exclusive:
     """One use of the table without anybody beside it: a snapshot is taken, deleted or invalidated.
 
     keep False: the transaction that grants it makes the change and leaves CR: nobody ever holds EX.
-    keep True: EX is held until ``Locks.finish``.
+    keep True: EX is held until ``TableUse.finish``.
     """
 
     keep: bool
@@ -26,7 +26,7 @@ class Exclusive:
     withdrawn: Callable[[], None]
     """The ticket is gone without a grant: nothing was changed."""
     finished: Callable[[], None] = lambda: None
-    """keep only: the change given to ``Locks.finish`` is made."""
+    """keep only: the change given to ``TableUse.finish`` is made."""
     ticket: int = 0  # create_revision; 0: not queued yet
     held: bool = False
     expired: bool = False
@@ -42,19 +42,20 @@ class Entry:
     ticket          create_revision of our ticket, 0: none; ticket_mode: what it is for
     done            what the worker gave back and etcd was not told yet
     busy            a transaction about it is under way: one at a time
+    quiet           until when nothing is tried: a condition failed that should have held
     revoked         what the worker was asked to come down to, None if it was not asked
     """
 
     __slots__ = (
-        "busy", "done", "given", "given_at", "hold", "kind", "resource", "revoke_timer", "revoked", "revoked_at",
-        "ticket", "ticket_mode", "timer", "token", "want", "want_since",
+        "busy", "done", "given", "given_at", "hold", "kind", "quiet", "resource", "revoke_timer", "revoked",
+        "revoked_at", "ticket", "ticket_mode", "timer", "token", "want", "want_since",
     )  # fmt: skip
 
     def __init__(self, resource: str) -> None:
         self.resource = resource
         self.kind = kind(resource)
         self.hold = self.token = self.given = self.want = self.ticket = self.ticket_mode = NL
-        self.want_since = self.given_at = self.revoked_at = 0
+        self.want_since = self.given_at = self.revoked_at = self.quiet = 0
         self.done: Done | None = None
         self.busy = False
         self.revoked: int | None = None

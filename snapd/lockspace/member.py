@@ -24,8 +24,10 @@ from snapd.lockspace.mirror import Mirror
 from snapd.lockspace.ports import ACTIVE, FENCED, JOINING, LEAVING, STALLED, WARNING, Effects, Settings, Timers
 from snapd.lockspace.records import FormatRecord, MemberRecord, SnapshotRecord, TicketRecord
 from snapd.lockspace.recovery import Recovery
+from snapd.lockspace.resources import Resources
 from snapd.lockspace.session import OUT, UP, Session
 from snapd.lockspace.snapshots import records_of
+from snapd.lockspace.table_use import TableUse
 from snapd.messages import Done, FencedNotice, Message, Revived, Serving, Stopped, Want
 from snapd.units import SECOND
 
@@ -92,7 +94,9 @@ class Member:
         self.session = Session(settings, self.keys, kv, timers, effects, self)
         self.mirror = Mirror(self.keys, kv, timers, effects, self._changed, self.session.lost_cluster)
         self.session.mirror = self.mirror
-        self.locking = Locks(settings, self.keys, self.session, self.mirror, timers, effects)
+        self.resources = Resources(settings, self.keys, self.session, self.mirror, timers, effects)
+        self.table = TableUse(self.resources)
+        self.locking = Locks(self.resources, self.table)
         self._joining = Joining(settings, self.keys, kv, self.session, self.mirror, timers, effects, proven)
         self._recovery = Recovery(
             settings, self.keys, self.session, self.mirror, timers, effects, fencer, self._joining.record

@@ -20,11 +20,11 @@ def test_a_member_joins_and_is_granted_the_table() -> None:
 def test_an_uncontended_lock_takes_one_round_trip() -> None:
     """A free lock is held after one transaction and no other call."""
     rig = LockRig("host-a")
-    before = rig.a.member.locking.transactions
+    before = rig.a.member.resources.transactions
     start = rig.scheduler.now()
     rig.a.want(REGION, EX)
     rig.until(lambda: rig.a.holds(REGION) == EX, 1)
-    assert rig.a.member.locking.transactions == before + 1
+    assert rig.a.member.resources.transactions == before + 1
     assert rig.scheduler.now() - start == 2 * rig.etcd.latency
 
 
@@ -89,7 +89,7 @@ def test_tickets_are_served_in_order_and_without_vain_grants() -> None:
         order.append(holder.node)
         holder.worker.give_back(REGION)
     assert order == ["host-c", "host-b", "host-d"]
-    assert sum(host.member.locking.refusals for host in rig.hosts.values()) == 0
+    assert sum(host.member.resources.refusals for host in rig.hosts.values()) == 0
 
 
 def test_two_cr_holders_that_both_convert_do_not_deadlock() -> None:
@@ -111,12 +111,12 @@ def test_converting_alone_takes_one_round_trip() -> None:
     rig = LockRig("host-a")
     rig.a.want(REGION, CR)
     rig.settle()
-    before = rig.a.member.locking.transactions
+    before = rig.a.member.resources.transactions
     rig.a.worker.held.pop(REGION)
     rig.a.want(REGION, EX)
     rig.settle()
     assert rig.a.holds(REGION) == EX
-    assert rig.a.member.locking.transactions == before + 1
+    assert rig.a.member.resources.transactions == before + 1
 
 
 def test_a_region_is_kept_for_its_minimum_hold() -> None:
@@ -126,7 +126,7 @@ def test_a_region_is_kept_for_its_minimum_hold() -> None:
     for resource in (REGION, TAIL):
         rig.a.want(resource, EX)
     rig.settle()
-    rig.a.member.locking._entries[REGION].given_at = rig.scheduler.now()
+    rig.a.member.resources.entries[REGION].given_at = rig.scheduler.now()
     for resource in (REGION, TAIL):
         rig.b.want(resource, EX)
     rig.run(0.01)
