@@ -338,3 +338,40 @@ def test_leaving_without_etcd_ends_in_time() -> None:
     rig.until(lambda: bool(verdict), 10)
     assert verdict == [False]
     assert rig.scheduler.now() - start <= 5_000_000_000
+
+
+def test_what_is_owed_is_put_though_the_watch_lags() -> None:
+    """A tail is released before the mirror has shown its counter: the counter is bumped all the same."""
+    rig = LockRig("host-a", "host-b")
+
+    def slow(call: Call) -> Fault:
+        late = call.kind == "notice" and call.client.startswith("host-a")
+        return Fault(response_delay=2_000_000_000) if late else NO_FAULT
+
+    rig.etcd.fault = slow
+    rig.counter()
+    rig.a.want(TAIL, EX)
+    rig.settle()
+    assert f"v/{STORE}" not in rig.a.member.mirror.counters
+    assert rig.a.holds(TAIL) == EX
+    rig.a.worker.committed[STORE] = 7
+    rig.a.worker.give_back(TAIL, NL)
+    rig.settle()
+    assert rig.key(f"v/{STORE}") == b"7"
+
+
+def test_two_releases_that_owe_one_counter_need_no_doubt() -> None:
+    """Tail and region given back at once: one puts the counter, the other is made anew; the epoch stays."""
+    rig = LockRig("host-a", "host-b")
+    rig.counter()
+    for resource in (TAIL, REGION):
+        rig.a.want(resource, EX)
+    rig.settle()
+    rig.a.worker.committed[STORE] = 3
+    bumps = rig.a.member.session.bumps
+    rig.a.worker.give_back(REGION, NL)
+    rig.a.worker.give_back(TAIL, NL)
+    rig.settle()
+    assert rig.key(f"v/{STORE}") == b"3"
+    assert not [key for key in rig.stored() if key.startswith((f"h/{TAIL}", f"h/{REGION}"))]
+    assert rig.a.member.session.bumps == bumps
