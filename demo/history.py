@@ -28,13 +28,14 @@ NEVER = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write; ``acknowledged`` is NEVER if no answer came (it may or may not have happened)."""
+    """One write. ``acknowledged`` is NEVER if no answer came: it may have happened, but not after ``latest``."""
 
     host: int
     block: int
     sequence: int
     issued: float
     acknowledged: float
+    latest: float = NEVER
 
 
 def stamp(host: int, block: int, sequence: int, size: int) -> bytes:
@@ -71,7 +72,7 @@ def judge(image: bytes, block_size: int, writes: Iterable[Write], began: float, 
             continue
         if shown is not None and (newest is None or shown.issued > newest.issued):
             newest = shown
-        shown_at = -NEVER if shown is None else shown.acknowledged
+        shown_at = -NEVER if shown is None else min(shown.acknowledged, shown.latest)
         for lacking in (write for write in known if write.issued > shown_at):
             if oldest is None or lacking.acknowledged < oldest.acknowledged:
                 oldest = lacking

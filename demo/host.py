@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ class Volume:
     region_size: str = "1MiB"
 
 
+Guard = Callable[[], AbstractContextManager[None]]
+"""Around starting a process: no signal handler raises in it."""
+
+
 class CommandFailed(Exception):
     """A csnap command did not end with 0."""
 
@@ -73,17 +78,28 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def run_csnap(*arguments: str | Path, limit: float = COMMAND_LIMIT) -> subprocess.CompletedProcess[str]:
-    """Run a csnap command to its end."""
+def run_csnap(*arguments: str | Path, guard: Guard = nullcontext) -> subprocess.CompletedProcess[str]:
+    """Run a csnap command to its end; whatever is raised meanwhile, it does not go on without us."""
     command = [*csnap(), *map(str, arguments)]
-    return subprocess.run(
-        command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit, check=False
-    )
+    pipe = subprocess.PIPE
+    process = None
+    try:
+        with guard():
+            process = subprocess.Popen(
+                command, env=environment(), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+            )
+        output, errors = process.communicate(timeout=COMMAND_LIMIT)
+    except BaseException:
+        if process is not None:
+            process.kill()
+            process.communicate()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def checked_csnap(*arguments: str | Path) -> str:
+def checked_csnap(*arguments: str | Path, guard: Guard = nullcontext) -> str:
     """Run a csnap command that must succeed; return its output."""
-    ended = run_csnap(*arguments)
+    ended = run_csnap(*arguments, guard=guard)
     if ended.returncode:
         shown = " ".join(map(str, arguments))
         raise CommandFailed(f"csnap {shown}: exit {ended.returncode}: {ended.stderr.strip() or ended.stdout.strip()}")
@@ -102,7 +118,7 @@ def free_ports(count: int) -> list[int]:
 class Host:
     """A host with a directory of its own, on a volume it shares with others."""
 
-    def __init__(self, name: str, directory: Path, volume: Volume, port: int) -> None:
+    def __init__(self, name: str, directory: Path, volume: Volume, port: int, guard: Guard = nullcontext) -> None:
         directory.mkdir(exist_ok=True)
         self.name = name
         self.directory = directory
@@ -110,6 +126,7 @@ class Host:
         self.config = directory / f"{volume.name}.toml"
         self.socket = directory / "nbd.sock"
         self._port = port
+        self._guard = guard
         self.config.write_text(CONFIG.format(volume=volume, name=name, directory=directory, port=port))
 
     def serve(self) -> list[str]:
@@ -120,11 +137,12 @@ class Host:
         """Run a command that takes this host's configuration after the words that name it; return its output."""
         words = [argument for argument in arguments if argument != "CONFIG"]
         assert len(words) == len(arguments) - 1
-        return checked_csnap(*(self.config if argument == "CONFIG" else argument for argument in arguments))
+        given = (self.config if argument == "CONFIG" else argument for argument in arguments)
+        return checked_csnap(*given, guard=self._guard)
 
     def status(self) -> dict[str, Any] | None:
         """Return what ``csnap status --json`` says; None while no daemon answers."""
-        ended = run_csnap("status", self.config, "--json")
+        ended = run_csnap("status", self.config, "--json", guard=self._guard)
         if ended.returncode:
             return None
         status: dict[str, Any] = json.loads(ended.stdout)

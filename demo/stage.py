@@ -99,6 +99,7 @@ class Stage:
 
     def __init__(self, interrupts: Interrupts) -> None:
         self._interrupts = interrupts
+        self.guard = interrupts.held
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
         self.directory = Path(tempfile.mkdtemp(prefix="csnap-demo-"))
 

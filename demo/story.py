@@ -111,7 +111,7 @@ class Story:
 
     def _start_hosts(self, volume: Volume) -> list[Host]:
         hosts = [
-            Host(name, self._stage.directory / name, volume, port)
+            Host(name, self._stage.directory / name, volume, port, self._stage.guard)
             for name, port in zip(("host-a", "host-b"), free_ports(2), strict=True)
         ]
         hosts[0].csnap("volume", "init", "CONFIG")
@@ -226,7 +226,7 @@ class Story:
             self._claim(code == 0, f"{host.name} stopped on SIGTERM, exit {code}")
 
     def _dump(self, volume: Volume, cow: Path) -> None:
-        dump = json.loads(checked_csnap("dump", cow, "--json"))
+        dump = json.loads(checked_csnap("dump", cow, "--json", guard=self._stage.guard))
         exceptions = dump["exceptions"]
         self._console.step(f"csnap dump: {dump['status']}; {len(exceptions)} exceptions (old chunk -> new chunk):")
         head = "  ".join(f"{old}->{new}" for old, new in exceptions[:TABLE_HEAD])
@@ -238,7 +238,7 @@ class Story:
             self._console.detail(f"{digest[:32]}...  {source}")
         self._claim(same, "all the same")
         self._console.step("csnap check")
-        self._console.detail(checked_csnap("check", cow))
+        self._console.detail(checked_csnap("check", cow, guard=self._stage.guard))
 
     def _conclude(self, writes: list[list[Write]], taken: Taken, more: int) -> None:
         longest = max(

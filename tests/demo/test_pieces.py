@@ -57,6 +57,15 @@ def test_an_unanswered_write_may_or_may_not_be_there() -> None:
     assert not verdict(image(None), write)
 
 
+def test_a_write_of_a_host_that_was_fenced_comes_too_late() -> None:
+    """Nothing of a host may appear over what others wrote after it was fenced."""
+    dead, living = Write(0, 0, 1, 1.0, NEVER, latest=4.0), Write(1, 0, 1, 5.0, 6.0)
+    assert "lacks a write" in verdict(image((0, 0, 1)), dead, living)
+    assert not verdict(image((1, 0, 1)), dead, living)
+    assert not verdict(image((0, 0, 1)), dead)
+    assert not verdict(image(None), dead)
+
+
 def test_either_of_two_overlapping_writes_may_win() -> None:
     """Two hosts write one block at once: either order is right, also when both are old."""
     one, two = Write(0, 0, 1, 1.0, 3.0), Write(1, 0, 1, 2.0, 4.0)

@@ -84,15 +84,17 @@ class Daemon(Host):
     def kill_worker(self) -> None:
         os.kill(self.worker(), signal.SIGKILL)
 
-    def pause(self) -> None:
-        """SIGSTOP both processes: a host that hangs."""
+    def pause(self, *, control: bool = True, worker: bool = True) -> None:
+        """SIGSTOP: both processes of a host that hangs, or one of them."""
         assert self.process is not None
-        for pid in (self.worker(), self.process.pid):
-            os.kill(pid, signal.SIGSTOP)
+        for pid, wanted in ((self.worker(), worker), (self.process.pid, control)):
+            if wanted:
+                os.kill(pid, signal.SIGSTOP)
 
     def resume(self) -> None:
+        """SIGCONT to both processes, as far as they are there."""
         assert self.process is not None
-        for pid in (self.worker(), self.process.pid):
+        for pid in (*children(self.process.pid), self.process.pid):
             os.kill(pid, signal.SIGCONT)
 
     def terminate(self) -> int:

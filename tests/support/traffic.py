@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -166,12 +167,14 @@ class Traffic:
         self._workers.remove(worker)
         worker.stop()
 
-    def forget(self, *workers: Worker) -> None:
-        """These are expected to have lost their server."""
+    def forget(self, *workers: Worker, fenced: float = NEVER) -> None:
+        """These are expected to have lost their server; at ``fenced`` at the latest it wrote nothing any more."""
         for worker in workers:
             worker.join(PROGRESS_LIMIT)
-            assert worker.gone, worker.error
+            assert worker.gone or (fenced < NEVER and isinstance(worker.error, NbdError)), worker.error
             self._workers.remove(worker)
+            if isinstance(worker, Writer) and worker.writes and worker.writes[-1].acknowledged == NEVER:
+                worker.writes[-1] = replace(worker.writes[-1], latest=fenced)
 
     @property
     def writes(self) -> list[Write]:
