@@ -84,7 +84,10 @@ class NbdServer:
         self.desk = Desk(arena.view, slots, backend.submit, words, clock)
         self.now = clock()
         self._listener = listener
+        self._settled: Callable[[], bool] = backend.settled
+        self._opened = False
         self._accepting = False
+        self._full = False  # no descriptor was left at the last try
         self._slots = slots
         self._words = words
         self._clock = clock
@@ -99,10 +102,9 @@ class NbdServer:
     # ---- what the loop calls
 
     def open(self) -> None:
-        """Accept clients from now on."""
-        if not self._accepting and self._stopping_since is None:
-            self._accepting = True
-            self.poller.register(self._listener.fileno(), IN, self._accept)
+        """Accept clients from now on, whenever the exports are settled: see ``end_turn``."""
+        self._opened = True
+        self._consider_accepting()
 
     def end_turn(self, now: int) -> bool:
         """Send the replies that have gathered; return whether there is more to do without waiting."""
@@ -119,6 +121,7 @@ class NbdServer:
         for which, queue in enumerate(self._queues):
             if queue:
                 self._serve_queue(which)
+        self._consider_accepting()
         words = self._words
         words[counters.INFLIGHT] = desk.inflight
         words[counters.OLDEST] = desk.oldest()
@@ -138,7 +141,7 @@ class NbdServer:
                 for connection in [each for each in self._connections if each.blocked]:
                     connection.close()
         else:
-            self.open()  # again, if descriptors had run out
+            self._full = False  # perhaps descriptors have come back
         if any(self._queues):
             self._reclaim(now)
 
@@ -250,6 +253,7 @@ class NbdServer:
             except BlockingIOError:
                 return
             except OSError:  # out of descriptors: the next tick tries again, level triggering would spin
+                self._full = True
                 self._pause_accepting()
                 return
             if len(self._connections) >= MAX_CONNECTIONS:
@@ -261,6 +265,15 @@ class NbdServer:
                 self._connections.add(connection)
                 self._negotiating[connection] = now
                 self._words[counters.CONNECTIONS] = len(self._connections)
+
+    def _consider_accepting(self) -> None:
+        """Let newcomers wait while the exports may change: whoever comes after a snapshot was taken finds it."""
+        if self._opened and not self._full and self._stopping_since is None and self._settled():
+            if not self._accepting:
+                self._accepting = True
+                self.poller.register(self._listener.fileno(), IN, self._accept)
+        else:
+            self._pause_accepting()
 
     def _pause_accepting(self) -> None:
         if self._accepting:

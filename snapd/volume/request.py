@@ -79,5 +79,8 @@ class Backend(Protocol):
 
     def exports(self) -> Sequence[Export]: ...
 
+    def settled(self) -> bool:
+        """Whether ``exports`` is what the cluster has now; while it may be changing, newcomers wait."""
+
     def submit(self, request: Request) -> None:
         """Start ``request``; ``done`` is called when it is finished, perhaps at once."""

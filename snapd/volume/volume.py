@@ -112,6 +112,9 @@ class Volume:
     def exports(self) -> Sequence[Export]:
         return [self.origin_export, *self.snapshots.values()]
 
+    def settled(self) -> bool:
+        return self.held
+
     def submit(self, request: Request) -> None:
         export, operation = request.export, request.operation
         if operation == READ and export is self.origin_export and self.admitting and len(request.segments) == 1:

@@ -41,6 +41,7 @@ class RamVolume:
         self.list: list[RamExport] = list(exports)
         self.contents = {export.name: bytearray(export.size) for export in exports}
         self.hold = False
+        self.changing = False  # the exports
         self.held: deque[Request] = deque()
         self.fail: dict[int, int] = {}
         self.submitted = 0
@@ -48,6 +49,9 @@ class RamVolume:
 
     def exports(self) -> Sequence[Export]:
         return list(self.list)
+
+    def settled(self) -> bool:
+        return not self.changing
 
     def submit(self, request: Request) -> None:
         self.submitted += 1

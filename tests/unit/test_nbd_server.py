@@ -106,6 +106,21 @@ def test_a_client_that_does_not_negotiate_is_ended(rig: Rig) -> None:
     assert answered(idle, 512) == (1, 0)
 
 
+def test_newcomers_wait_while_the_exports_change(rig: Rig) -> None:
+    """Whoever connects while the table is being changed is let in afterwards, and finds what is new."""
+    early = rig.ready()
+    rig.server.volume.changing = True
+    rig.turns()
+    late = rig.connect()
+    assert rig.server.words[counters.CONNECTIONS] == 1
+    early.sendall(request(wire.CMD_READ, 0, 512, 1))
+    rig.turns()
+    assert answered(early, 512) == (1, 0)
+    rig.server.volume.changing = False
+    rig.turns()
+    assert len(late.recv(HELLO, socket.MSG_WAITALL)) == HELLO
+
+
 def test_replies_that_nobody_takes_give_their_memory_to_those_who_wait(rig: Rig) -> None:
     """The slow client's replies are moved out of the buffers, and still arrive."""
     slow, other = rig.ready(), rig.ready()
