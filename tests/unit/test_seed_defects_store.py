@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from snapd.blockdev.device import open_device
+from snapd.blockdev.sync import pread
 from snapd.errors import Refused, WouldBlock
 from snapd.exstore.base import StatusKind, StoreConfig
 from snapd.exstore.clusterized import Clusterized, split_cluster_uuid
+from snapd.exstore.create import create
 from snapd.exstore.persistent import Persistent
 from snapd.exstore.registry import Registry
 from snapd.exstore.transient import Transient
 from snapd.exstore.types import store_types
-from snapd.messages import EX, NL, Counter
-from tests.support.store_rig import VOLUME_UUID, StoreRig, cow_device
+from snapd.format.sidecar import Sidecar
+from snapd.messages import EX, NL, Counter, SnapshotSpec
+from snapd.units import MIB
+from snapd.volume.cow import Expected, verify
+from tests.support.mem_engine import MemoryDevice
+from tests.support.store_rig import CHUNK, VOLUME_UUID, StoreRig, cow_device
 
 STORE = "3a0e8a70-6d8a-4c8f-a3a5-0f2f4f0f6a10"
 
@@ -210,3 +219,34 @@ def test_a_transient_store_is_a_store_too() -> None:
     store = Transient(replace(rig.config, options=()))
     store.commit(7, store.prepare(7), lambda durable: None)
     assert store.lookup(7) == 1 and store.status(StatusKind.TABLE) == "N 8"
+
+
+def test_defect_20_a_created_cow_device_is_tied_to_its_volume_and_store(tmp_path: Path) -> None:
+    """What create writes names volume, store, snapshot and origin; any other is refused by name when it is opened."""
+    path = tmp_path / "cow"
+    path.write_bytes(bytes(MIB))
+    device = open_device(str(path), exclusive=False)
+    origin = MemoryDevice(64 * CHUNK)
+    spec = SnapshotSpec("s1", STORE, str(path), "active", False, 1)
+    create(device, CHUNK, Sidecar(VOLUME_UUID, STORE, "s1", origin.size, 1))
+    block = pread(device, 0, 512)
+    verify(Expected(VOLUME_UUID, origin, CHUNK), spec, device, block)
+    wrong = [
+        (Expected(STORE, origin, CHUNK), spec, "sidecar: volume is"),
+        (Expected(VOLUME_UUID, MemoryDevice(65 * CHUNK), CHUNK), spec, "sidecar: origin size is"),
+        (Expected(VOLUME_UUID, origin, 2 * CHUNK), spec, "chunk size 4096, the volume has 8192"),
+        (Expected(VOLUME_UUID, origin, CHUNK), replace(spec, store=VOLUME_UUID), "sidecar: store is"),
+        (Expected(VOLUME_UUID, origin, CHUNK), replace(spec, name="s2"), "sidecar: snapshot is s1, expected s2"),
+    ]
+    for expected, other, words in wrong:
+        with pytest.raises(Refused, match=words):
+            verify(expected, other, device, block)
+    device.close()
+
+
+def test_every_one_of_the_twenty_has_a_test_named_after_it() -> None:
+    """test_defect_<n>_... or test_seed_defect_<n>_... somewhere under tests/."""
+    named = re.compile(r"def test_(?:seed_)?defect_(\d+)_")
+    tests = Path(__file__).parent.parent
+    found = {int(number) for path in tests.rglob("test_*.py") for number in named.findall(path.read_text())}
+    assert found >= set(range(1, 21)), f"without a test: {sorted(set(range(1, 21)) - found)}"
