@@ -283,11 +283,12 @@ class Clusterized:
         if not self.core.available:
             if self.tail and not self._revoked:
                 self._reserve()
-            if self._full:
-                raise StoreFull(f"all {self.core.layout.capacity} chunks of the COW device are used or reserved")
-            if not self.core.available:
+            elif not self._full:
                 self._space_wanted = True
-                self._step()
+                self._step()  # which may reserve at once, under a tail that is asked back: nobody would wake the caller
+            if not self.core.available:
+                if self._full:
+                    raise StoreFull(f"all {self.core.layout.capacity} chunks of the COW device are used or reserved")
                 raise WouldBlock("chunks are reserved under the tail lock")
         return self.core.prepare(old)
 

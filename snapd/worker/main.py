@@ -192,17 +192,17 @@ class Worker:
         return self._exit
 
     def _try_to_stop(self, now: int) -> None:
+        """Send Stopped once nothing is in flight, a store's own I/O included: the locks are given away then."""
         volume = self._volume
         patience = STOP_PATIENCE_STALLED if volume.stalled else STOP_PATIENCE
-        if not volume.failed and self._server.desk.inflight and now - self._stopping_since >= patience:
+        if self._server.idle and not volume.running and not self._engine.inflight:
+            self._channel.send(Stopped(volume.committed()))
+            self._exit = 0
+        elif volume.failed and self._engine.inflight:
+            self._channel.send(Fatal("stopping: I/O that was handed to the kernel does not end"))
+            self._exit = 1
+        elif not volume.failed and now - self._stopping_since >= patience:
             self._wind_up(ESHUTDOWN)
-        if self._server.idle and not volume.running:
-            if volume.failed and self._engine.inflight:
-                self._channel.send(Fatal("stopping: I/O that was handed to the kernel does not end"))
-                self._exit = 1
-            else:
-                self._channel.send(Stopped(volume.committed()))
-                self._exit = 0
 
     def _wind_up(self, error: int) -> None:
         """Answer everything with ``error``; hand nothing to the kernel any more, but wait for what it has."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from snapd import counters
-from snapd.messages import EX, NL, Done, Fatal, FencedNotice, Grant, Hello, Revoke, Stopped
+from snapd.messages import EX, NL, UNTRUSTED, Counter, Done, Fatal, FencedNotice, Grant, Hello, Revoke, Stopped, Want
 from snapd.nbd import wire
 from snapd.units import KIB, MIB
 from tests.support.nbd_client import NbdClient
@@ -309,6 +309,31 @@ def test_stop_while_a_copy_waits_for_the_tail(worker: WorkerProcess, tmp_path: P
         assert worker.stop() == 0
         assert client.answer(number).error == ESHUTDOWN
     assert (tmp_path / "origin").read_bytes()[CHUNK : CHUNK + 512] == b"o" * 512
+
+
+def test_stopped_is_not_sent_while_a_stale_tail_is_being_zeroed(worker: WorkerProcess, tmp_path: Path) -> None:
+    """The tail is given away with Stopped: a zeroing write that is still queued is dropped first, not left to land."""
+    snapshot(worker, tmp_path)
+    store = worker.locks.snapshots[0].store
+    stale = b"\xaa" * 512
+    with open(tmp_path / "cow-s1", "r+b") as cow:
+        cow.seek(2 * CHUNK - 512)
+        cow.write(stale)
+    worker.messages.clear()
+    worker.locks.revision += 1
+    worker.locks.counters[store] = (worker.locks.revision, UNTRUSTED)
+    worker.silent = True
+    worker.lease(False)
+    wait_until(lambda: worker.words[counters.STALLED])
+    told = (Counter(store, worker.locks.revision, UNTRUSTED),)
+    worker.send(Grant("region/0", EX, worker.locks.revision, told))
+    worker.wait(lambda: Want(f"tail/{store}", EX) in worker.messages)
+    worker.send(Grant(f"tail/{store}", EX, worker.locks.revision, told))
+    started = time.monotonic()
+    assert worker.stop() == 0
+    assert 1 < time.monotonic() - started < 9
+    assert worker.received(Stopped).committed == ()
+    assert (tmp_path / "cow-s1").read_bytes()[2 * CHUNK - 512 : 2 * CHUNK] == stale
 
 
 def test_a_fenced_worker_fails_everything_once_and_exits_with_4(worker: WorkerProcess, tmp_path: Path) -> None:

@@ -795,6 +795,29 @@ def test_reads_of_other_chunks_begin_while_one_is_closing() -> None:
     rig.run()
 
 
+def test_chunks_that_are_reserved_while_a_write_asks_for_one_are_used_by_it() -> None:
+    """A tail granted and asked back at once serves one reservation: the write that causes it must not go to sleep."""
+    rig = Rig()
+    spec = rig.snapshot("s1")
+    host = rig.hosts[0]
+    core = host.volume.stack[0].store.core
+    answers = start_write(host, "origin", 0, b"n" * CHUNK)
+    while Want(f"tail/{spec.store}", EX) not in host.port.outbox:
+        assert rig.step()
+    host.port.outbox.clear()
+    core.busy = True
+    host.receive(Grant(f"tail/{spec.store}", EX, 100))
+    host.receive(Revoke(f"tail/{spec.store}", NL))
+    core.busy = False
+    host.volume.wake()
+    host.turn()
+    assert core.reserved_until and host.port.outbox[0].resource == f"tail/{spec.store}"
+    assert host.engine.inflight, "the write did not go on"
+    rig.locks.holds[f"tail/{spec.store}"] = {host.name: EX}
+    rig.run()
+    assert answers == [0]
+
+
 # ---- the end
 
 
