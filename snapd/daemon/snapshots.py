@@ -169,7 +169,7 @@ class _Creation:
     def _undo(self) -> None:
         device = open_device(self._wanted.cow, exclusive=self._volume.exclusive)
         try:
-            undo(device)
+            undo(device, self._store)
         finally:
             device.close()
 

@@ -104,15 +104,14 @@ def create(device: FileDevice, chunk_bytes: int, sidecar: Sidecar) -> None:
     fsync(device)
 
 
-def undo(device: FileDevice) -> None:
+def undo(device: FileDevice, store_uuid: str) -> None:
     """Set valid=0 after a creation that was refused elsewhere: the device is free again, as after a delete.
 
-    Without a header of ours there is nothing to undo.
+    Only if the device still holds the store that was created: meanwhile another host may have made it another's.
     """
-    block = pread(device, 0, max(device.logical_block, SECTOR))
-    try:
-        header = Header.from_bytes(block)
-    except FormatError:
+    header, sidecar = _store(device)
+    if header is None or sidecar is None or sidecar.store_uuid != store_uuid:
         return
+    block = pread(device, 0, device.logical_block)
     pwrite(device, 0, Header(False, header.chunk_size).to_bytes() + block[Header.SIZE :])
     fsync(device)

@@ -111,14 +111,14 @@ def test_what_a_delete_leaves_is_free(disk: FileDevice) -> None:
     put(disk, 2 * CHUNK, b"old data" * 100)
     with pytest.raises(Refused, match="the exceptions of snapshot 's1' of volume"):
         free(disk)
-    undo(disk)
+    undo(disk, STORE)
     free(disk)
 
 
 def test_what_another_volume_left_is_foreign(disk: FileDevice) -> None:
     """A deleted store of another volume is not ours to overwrite."""
     create(disk, CHUNK, Sidecar(STORE, STORE, "s1", 64 * MIB, 1))
-    undo(disk)
+    undo(disk, STORE)
     with pytest.raises(Refused, match=f"of volume {STORE}"):
         free(disk)
 
@@ -126,7 +126,7 @@ def test_what_another_volume_left_is_foreign(disk: FileDevice) -> None:
 def test_a_left_device_that_somebody_wrote_to_is_foreign(disk: FileDevice) -> None:
     """A byte behind the sidecar in chunk 0 says that the device is used for something else now."""
     create(disk, CHUNK, SIDECAR)
-    undo(disk)
+    undo(disk, STORE)
     put(disk, 1024 + 56, b"\x53\xef")
     with pytest.raises(Refused, match="foreign content"):
         free(disk)
@@ -169,12 +169,20 @@ def test_undo_keeps_the_sidecar_and_leaves_other_content_alone(disk: FileDevice)
     """valid becomes 0 and nothing else changes; without a header of ours nothing is written."""
     create(disk, CHUNK, SIDECAR)
     before = pread(disk, 0, CHUNK)
-    undo(disk)
+    undo(disk, STORE)
     after = pread(disk, 0, CHUNK)
     assert [at for at in range(CHUNK) if before[at] != after[at]] == [4] and after[4] == 0
     put(disk, 0, b"foreign!" * 64)
-    undo(disk)
+    undo(disk, STORE)
     assert pread(disk, 0, 512) == b"foreign!" * 64
+
+
+def test_undo_leaves_another_hosts_store_alone(disk: FileDevice) -> None:
+    """Two hosts made the same device theirs, one lost: it must not invalidate what the other one has now."""
+    create(disk, CHUNK, SIDECAR)
+    before = pread(disk, 0, CHUNK)
+    undo(disk, VOLUME)
+    assert pread(disk, 0, CHUNK) == before
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
@@ -229,7 +237,7 @@ def test_a_block_device_is_probed_and_formatted(disk: FileDevice, block: int) ->
         assert report(device).problems == []  # type: ignore[attr-defined]
         with pytest.raises(Refused):
             free(device)
-        undo(device)
+        undo(device, STORE)
         free(device)
         device.close()
 
