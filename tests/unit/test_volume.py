@@ -8,7 +8,23 @@ from typing import Any
 import pytest
 
 from snapd.errors import Refused
-from snapd.messages import CR, EX, NL, Counter, Done, Grant, Overflow, Revoke, SnapshotSpec, Want
+from snapd.messages import (
+    CR,
+    EX,
+    NL,
+    Counter,
+    Done,
+    Forget,
+    Grant,
+    Invalidate,
+    Invalidated,
+    Overflow,
+    Prepare,
+    Prepared,
+    Revoke,
+    SnapshotSpec,
+    Want,
+)
 from snapd.volume.cow import Expected, verify
 from snapd.volume.request import FLUSH, READ, TRIM, WRITE, ZERO, Request
 from tests.support.worker_rig import CHUNK, VOLUME_UUID, Host, Rig
@@ -816,6 +832,201 @@ def test_chunks_that_are_reserved_while_a_write_asks_for_one_are_used_by_it() ->
     rig.locks.holds[f"tail/{spec.store}"] = {host.name: EX}
     rig.run()
     assert answers == [0]
+
+
+def test_a_host_alone_sends_nothing_in_steady_state() -> None:
+    """Locks are cached: once warm, writes, copies, commits and snapshot reads exchange no message."""
+    rig = Rig(origin_chunks=64, region_chunks=16)
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    for region in range(4):
+        rig.write(host, "origin", region * 16 * CHUNK, b"n" * CHUNK)
+    before = len(host.port.seen)
+    for index in range(8):
+        rig.write(host, "origin", (index % 4 * 16 + 1 + index // 4) * CHUNK, b"m" * CHUNK)
+        rig.read(host, "snapshot/s1", (index % 4 * 16 + 5) * CHUNK, 2 * CHUNK)
+    assert len(host.port.seen) == before
+    assert host.volume.stack[0].store.core.count == 12
+
+
+def test_a_region_that_is_asked_back_admits_nothing_new() -> None:
+    """While its last copy is under way, new reads and writes of the region wait, so that the drain has an end."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    rig.write(host, "origin", 0, b"n" * CHUNK)
+    start_write(host, "origin", CHUNK, b"n" * CHUNK)
+    host.receive(Revoke("region/0", NL))
+    before = host.engine.inflight
+    late = [start_write(host, "origin", 2 * CHUNK, b"n" * CHUNK), start_read(host, "snapshot/s1", 3 * CHUNK, CHUNK)]
+    assert host.engine.inflight == before
+    hit = start_read(host, "snapshot/s1", 0, CHUNK)
+    settle(host)
+    assert hit == [(0, chunk(0))] and late == [[], []]
+    assert host.port.outbox[0].resource == "region/0"
+    rig.locks.revoked["region/0"] = {host.name}
+    rig.run()
+    assert late == [[0], [(0, chunk(3))]]
+
+
+def test_tails_are_leaves_two_hosts_that_want_each_others_get_on() -> None:
+    """A tail is given back whatever else its holder waits for: each host has one and needs the other's."""
+    rig = Rig(hosts=2)
+    rig.snapshot("old", writable=True)
+    rig.write(rig.hosts[0], "snapshot/old", 0, b"w" * CHUNK)
+    rig.snapshot("new", writable=True)
+    a, b = rig.hosts
+    rig.write(b, "snapshot/new", 16 * CHUNK, b"w" * CHUNK)
+    across = [
+        start_write(a, "snapshot/new", 32 * CHUNK, b"x" * 512),
+        start_write(b, "snapshot/old", 48 * CHUNK, b"y" * 512),
+    ]
+    rig.run()
+    assert across == [[0], [0]]
+
+
+def test_a_frozen_host_gives_its_regions_back() -> None:
+    """The coordinator of a snapshot may need a region before it can drain: frozen or not, it is given."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1")
+    a, b = rig.hosts
+    rig.write(b, "origin", 16 * CHUNK, b"n" * CHUNK)
+    b.volume.freeze()
+    answers = start_write(a, "origin", 17 * CHUNK, b"x" * CHUNK)
+    rig.run()
+    assert answers == [0] and not b.volume.admitting
+
+
+def test_an_in_place_write_to_a_snapshot_needs_no_lock() -> None:
+    """Its own store and the next older one have the chunk: nothing can be copied any more, so nothing is locked."""
+    rig = Rig(hosts=2)
+    rig.snapshot("old")
+    rig.snapshot("new", writable=True)
+    a, b = rig.hosts
+    rig.write(a, "snapshot/new", 0, b"w" * CHUNK)
+    rig.write(b, "origin", CHUNK, b"n" * CHUNK)  # the region is b's; its grant made a's exceptions known
+    rig.read(a, "snapshot/old", 2 * CHUNK, CHUNK)
+    rig.write(b, "origin", 3 * CHUNK, b"n" * CHUNK)
+    assert rig.locks.holds["region/0"] == {"host-b": EX}
+    before = rig.locks.grants
+    assert rig.write(a, "snapshot/new", 512, b"v" * 512) == 0
+    assert rig.locks.grants == before
+    assert rig.read(b, "snapshot/old", 0, CHUNK) == chunk(0)
+
+
+def test_a_hit_without_an_older_hit_is_not_written_in_place() -> None:
+    """The older store lacks the chunk: its copy comes first, under the region's EX."""
+    rig = Rig(hosts=2)
+    rig.snapshot("old")
+    rig.snapshot("new", writable=True)
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)  # copied into "new" only
+    assert rig.write(b, "snapshot/new", 0, b"w" * 512) == 0
+    assert rig.read(a, "snapshot/old", 0, CHUNK) == chunk(0)
+    assert rig.read(a, "snapshot/new", 0, CHUNK) == b"w" * 512 + chunk(0)[512:]
+
+
+def test_other_chunks_go_on_while_one_is_copied() -> None:
+    """Only writes to the chunk that is being copied wait for it."""
+    rig = Rig()
+    rig.snapshot("s1")
+    host = rig.hosts[0]
+    rig.write(host, "origin", 0, b"n" * CHUNK)
+    first = start_write(host, "origin", CHUNK, b"a" * 512)
+    read = host.engine._running.pop()  # its copy does not get on
+    behind = start_write(host, "origin", CHUNK + 512, b"b" * 512)
+    other = start_write(host, "origin", 2 * CHUNK, b"c" * 512)
+    rig.run()
+    assert (first, behind, other) == ([], [], [0])
+    host.engine._running.append(read)
+    rig.run()
+    assert first == behind == [0]
+
+
+def test_a_write_that_cannot_be_copied_gives_its_region_back() -> None:
+    """The store is full: the write stalls without a lock, and another host's reads of the region go on."""
+    rig = Rig(hosts=2)
+    rig.snapshot("s1", cow_chunks=3)
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    stalled = start_write(a, "origin", CHUNK, b"n" * CHUNK)
+    settle(a)
+    while not any(isinstance(message, Overflow) for message in a.port.outbox):
+        assert rig.step()
+    settle(a)
+    overflow = [message for message in a.port.outbox if isinstance(message, Overflow)]
+    a.port.outbox.clear()  # the control process takes its time
+    assert rig.read(b, "snapshot/s1", 2 * CHUNK, CHUNK) == chunk(2)
+    assert not stalled
+    a.port.outbox.extend(overflow)
+    rig.run()
+    assert stalled == [0]
+
+
+def test_invalidating_writes_valid_0_with_fua_and_leaves_the_rest_of_the_header() -> None:
+    """On the member that holds table EX; it reports when that is on stable storage."""
+    rig = Rig()
+    spec = rig.snapshot("s1")
+    host = rig.hosts[0]
+    device = rig.devices[spec.path]
+    before = device.peek(0, CHUNK)
+    asked: list[bool] = []
+    write = host.engine.write
+
+    def spy(which: Any, where: int, size: int, offset: int, done: Any, arg: Any, fua: bool = False) -> None:
+        asked.append(fua)
+        write(which, where, size, offset, done, arg, fua)
+
+    host.engine.write = spy  # type: ignore[method-assign]
+    host.receive(Invalidate(7, spec.store))
+    assert not host.port.outbox
+    settle(host)
+    assert host.port.outbox[0] == Invalidated(7, "") and asked == [True]
+    assert device.peek(0, CHUNK) == before[:4] + bytes(4) + before[8:]
+    host.receive(Invalidate(8, spec.store))
+    assert host.port.outbox[1] == Invalidated(8, "") and len(asked) == 1
+
+
+def test_invalidating_that_fails_is_reported() -> None:
+    """The control process must not mark invalid what a kernel would still read as valid."""
+    rig = Rig()
+    spec = rig.snapshot("s1")
+    host = rig.hosts[0]
+    host.volume.stack[0].device.fail = lambda kind, offset: 5 if kind == "write" else 0
+    host.receive(Invalidate(7, spec.store))
+    settle(host)
+    (answer,) = (message for message in host.port.outbox if isinstance(message, Invalidated))
+    assert "header: Input/output error" in answer.error
+
+
+def test_a_member_that_cannot_use_a_new_snapshots_device_refuses_by_name() -> None:
+    """Prepare opens the device and verifies its sidecar before anything is taken; what was opened is used then."""
+    rig = Rig()
+    host = rig.hosts[0]
+    spec = rig.format("s1", 64)
+    absent = SnapshotSpec("s2", spec.store, "nowhere", "creating", False, 1)
+    wrong = SnapshotSpec("s2", "3a0e8a70-6d8a-4c8f-a3a5-0f2f4f0f6a10", spec.path, "creating", False, 1)
+    for number, asked in enumerate((absent, wrong, spec)):
+        host.receive(Prepare(number, asked))
+    errors = [message.error for message in host.port.outbox if isinstance(message, Prepared)]
+    assert errors[0] == "nowhere: no such device" and "a wrong device" in errors[1] and errors[2] == ""
+    assert [export.name for export in host.volume.exports()] == ["origin"]
+    rig.devices.pop(spec.path)  # it must not be opened a second time
+    rig.locks.change_table(host.name, lambda: rig.locks.take(spec))
+    rig.run()
+    assert rig.read(host, "snapshot/s1", 0, CHUNK) == chunk(0)
+
+
+def test_a_snapshot_that_was_not_taken_after_all_leaves_no_device_open() -> None:
+    """Forget closes what Prepare opened."""
+    rig = Rig()
+    host = rig.hosts[0]
+    spec = rig.format("s1", 64)
+    host.receive(Prepare(1, spec))
+    device = host.table._prepared[spec.store]
+    host.receive(Forget(spec.store))
+    assert device.closed and not host.table._prepared
+    host.receive(Forget(spec.store))  # again: nothing to do
 
 
 # ---- the end
