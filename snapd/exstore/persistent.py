@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from snapd import counters
@@ -275,10 +276,10 @@ class Persistent:
         self._pump()
 
     def _pump(self) -> None:
-        """Group commit: whatever has come while the last batch ran is the next batch."""
-        if self._pending and not self.busy and not self._suspended:
+        """Group commit: whatever has come while the last batch ran is the next batch (if broken, all fail here)."""
+        while self._pending and not self.busy and not self._suspended:
             batch, self._pending = self._pending[: self.room], self._pending[self.room :]
-            self.append([(old, new) for old, new, _ in batch], lambda error: self._committed(batch, error))
+            self.append([(old, new) for old, new, _ in batch], partial(self._committed, batch))
 
     def _committed(self, batch: Batch, error: CsnapError | None) -> None:
         for _, _, callback in batch:

@@ -255,3 +255,36 @@ def test_suspend_starts_no_new_batch() -> None:
     store.resume(lambda error: None)
     rig.run()
     assert store.count == 1
+
+
+def test_blocks_of_4096_are_written_and_read_whole() -> None:
+    """A device with 4096-byte logical blocks: every transfer is aligned to them, also deltas and the zeroing."""
+    chunk = 4 * CHUNK
+    rig = StoreRig(cow_device(1200, chunk=chunk), chunk)
+    rig.device.logical_block = 4096
+    store, reader = rig.loaded(), StoreRig(rig.device, chunk).persistent()
+    other = reader._engine
+    for first, count in ((0, 1), (1, 255), (256, 300), (556, 500)):
+        fill(rig, store, count, first)
+        errors: list[CsnapError | None] = []
+        reader.reread(store.count, errors.append)
+        other.kick()
+        while other.reap():
+            other.kick()
+        assert errors == [None] and sorted(reader.map.items()) == sorted(store.map.items())
+    errors = []
+    store.take_over(errors.append)
+    rig.run()
+    assert errors == [None] and StoreRig(rig.device, chunk).loaded().count == 1056
+
+
+def test_a_broken_store_fails_all_that_waits() -> None:
+    """More commits wait than one batch takes: none of them is left without an answer."""
+    rig = StoreRig(cow_device(1000))
+    store = rig.loaded()
+    rig.device.fail = lambda kind, offset: 5 if kind == "write" else 0
+    told: list[bool] = []
+    for old in range(EPA + 20):
+        store.commit(old, store.prepare(old), told.append)
+    rig.run()
+    assert told == [False] * (EPA + 20)

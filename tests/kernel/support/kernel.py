@@ -120,8 +120,9 @@ def decompress(data: bytes) -> bytes:
 
 
 def _run(command: list[str], data: bytes = b"", cwd: Path | None = None) -> bytes:
+    environment = os.environ | {"LC_ALL": "C"}  # apt's words are read
     try:
-        done = subprocess.run(command, input=data, capture_output=True, cwd=cwd, check=False)
+        done = subprocess.run(command, input=data, capture_output=True, cwd=cwd, check=False, env=environment)
     except FileNotFoundError:
         raise KernelError(f"{command[0]}: not installed") from None
     if done.returncode:
