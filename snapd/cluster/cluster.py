@@ -2,6 +2,7 @@
 
 Taking: nobody ever holds EX, so nobody's death or hang freezes the cluster.
 
+    0. ``reserve``: nobody else creates one; the caller formats the COW device. Crash: an unused device
     1. s/<name> = creating, by this incarnation       crash: recovery, or anybody if it left in order, deletes it
     2. every member opens the COW device and says so in o/<store>/<node>; one that cannot refuses, by name
     3. a ticket for the table: everybody drains and gives the table back; after the freeze limit it is withdrawn
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from snapd.cluster.prepare import Preparation
+from snapd.cluster.reservation import Reservation
 from snapd.errors import CsnapError, LockspaceError, Refused
 from snapd.lockspace.entry import Exclusive
 from snapd.lockspace.keys import check_name
@@ -37,6 +39,9 @@ from snapd.units import SECOND
 
 MAX_SNAPSHOTS = 16
 """The counters page has so many slots, and every store costs the worker a chunk of locked memory."""
+
+RESERVE_LIMIT = 5 * SECOND
+"""For one transaction; etcd that is slower than that is not there."""
 
 PREPARE_LIMIT = 10 * SECOND
 """How long every member may take to open a COW device; nothing is frozen meanwhile."""
@@ -63,7 +68,7 @@ class NewSnapshot:
 class _Work:
     """What this member is about: one thing at a time."""
 
-    what: str  # take, delete, invalidate
+    what: str  # reserve, take, delete, invalidate
     name: str
     done: Finished
     new: SnapshotRecord | None = None
@@ -82,6 +87,7 @@ class Cluster:
         self._session, self._mirror, self._timers = member.session, member.mirror, member.timers
         self._effects = member.effects
         self._preparation = Preparation(member)
+        self._reservation = Reservation(member)
         self._work: _Work | None = None
         self._lost: dict[str, str] = {}  # store -> why it must be invalidated
         self._busy = False
@@ -102,12 +108,43 @@ class Cluster:
             if record.identity == identity:
                 raise Refused(f"snapshot {name}: the device {record.path} belongs to snapshot {record.name}")
 
+    def reserve(self, name: str, identity: str, done: Finished) -> None:
+        """Before a device is formatted. After ``done(None)`` the caller calls ``take`` or ``abandon``."""
+        try:
+            self.check_new(name, identity)
+            self._check_free(f"snapshot {name}")
+        except Refused as error:
+            done(error)
+            return
+        work = self._work = _Work("reserve", name, done)
+
+        def reserved(error: CsnapError | None) -> None:
+            if work.timer is not None:
+                work.timer.cancel()
+            if error is not None:
+                self._work = None
+            done(error)
+
+        work.timer = self._timers.call_at(self._timers.now() + RESERVE_LIMIT, self._reservation.release)
+        self._reservation.ask(name, reserved)
+
+    def abandon(self) -> None:
+        """The device could not be formatted."""
+        if self._work is not None and self._work.what == "reserve":
+            self._work = None
+            self._reservation.release()
+
     def take(self, snapshot: NewSnapshot, done: Finished) -> None:
-        """Take a snapshot online. On refusal the caller undoes the formatting."""
+        """Take a snapshot online, after ``reserve``. On refusal the caller undoes the formatting."""
+        reserved, self._work = self._work, None
+        if reserved is None or reserved.what != "reserve" or not self._reservation.held:
+            self._reservation.release()
+            done(Refused(f"snapshot {snapshot.name}: the lease was lost while the device was formatted: try again"))
+            return
         try:
             self.check_new(snapshot.name, snapshot.identity)
-            self._check_free(f"snapshot {snapshot.name}")
         except Refused as error:
+            self._reservation.release()
             done(error)
             return
         record = SnapshotRecord(
@@ -157,6 +194,7 @@ class Cluster:
             f"snapshot_{work.what}",
             {"snapshot": work.name, "result": error or "done"},
         )
+        self._reservation.release()
         work.done(error)
         self.changed()
 
@@ -182,13 +220,17 @@ class Cluster:
         """What was under way is void, or in the mirror."""
         self._busy = False
         self._preparation.resync()
+        self._reservation.resync()
 
     def changed(self) -> None:
         """Look at everything."""
         if not self._mirror.ready or not self._session.usable:
             return
         self._preparation.step()
+        self._reservation.step()
         work = self._work
+        if work is not None and work.what == "reserve":
+            return  # the caller is formatting
         if work is None:
             self._look_for_work()
         elif work.what == "take" and work.use is None:
@@ -214,7 +256,10 @@ class Cluster:
         )
 
     def ended(self, why: str) -> None:
-        self._end(LockspaceError(f"this host is at its end: {why}"))
+        if self._work is not None and self._work.what == "reserve":
+            self.abandon()
+        else:
+            self._end(LockspaceError(f"this host is at its end: {why}"))
 
     def _look_for_work(self) -> None:
         """Lost snapshots; what nobody is about any more."""

@@ -2,7 +2,8 @@
 
 Creating, step by step, and what a crash of this daemon after each leaves:
 
-    1. open the COW device; nobody uses its name or hardware yet        nothing
+    1. open the COW device; nobody uses its name or hardware yet, and
+       nobody else in the cluster creates a snapshot (cluster.reserve)  nothing
     2. format it: header, sidecar, first area                           an unused device
     3. cluster.take: every host opens it, the table is drained          s/<name> in ``creating``, which recovery removes
     4. refused: undo the formatting                                     an unused device
@@ -126,9 +127,10 @@ class _Creation:
         if isinstance(device, CsnapError):
             self._finish(device)
             return
-        try:
-            self._cluster.check_new(self._wanted.name, device.identity)
-        except CsnapError as error:
+        self._cluster.reserve(self._wanted.name, device.identity, lambda error: self._reserved(device, error))
+
+    def _reserved(self, device: FileDevice, error: CsnapError | None) -> None:
+        if error is not None:
             device.close()
             self._finish(error)
             return
@@ -148,6 +150,7 @@ class _Creation:
 
     def _formatted(self, identity: str | CsnapError) -> None:
         if isinstance(identity, CsnapError):
+            self._cluster.abandon()
             self._finish(identity)
             return
         self._reply.progress("waiting for every host")

@@ -4,6 +4,7 @@
     s/<name>             a snapshot
     v/<store>            counter; mod_revision is what members compare
     x/<store>/<node>     first COW chunk behind the extents that a member has reserved
+    c/<node>             on the lease: this member creates a snapshot, value: its name; one at a time
     o/<store>/<node>     on the lease: this member opened that COW device; value "" or why it could not
     m/<node>             member record
     a/<node>             on the lease: liveness; value: the incarnation
@@ -66,6 +67,7 @@ class Keys:
         self.format = f"{self.prefix}format"
         self.snapshots = f"{self.prefix}s/"
         self.counters = f"{self.prefix}v/"
+        self.creations = f"{self.prefix}c/"
 
     def snapshot(self, name: str) -> str:
         return f"{self.prefix}s/{name}"
@@ -76,6 +78,9 @@ class Keys:
     def extent(self, store: str, node: str = "") -> str:
         """Of one node; without one: the prefix of all."""
         return f"{self.prefix}x/{store}/{node}"
+
+    def creation(self, node: str) -> str:
+        return f"{self.prefix}c/{node}"
 
     def opened(self, store: str, node: str = "") -> str:
         return f"{self.prefix}o/{store}/{node}"
@@ -109,7 +114,7 @@ class Keys:
             return self._locked(Parsed("h", rest[-1], "/".join(rest[:-2]), _MODES[rest[-2]]))
         if kind == "q" and len(rest) in (2, 3):
             return self._locked(Parsed("q", rest[-1], "/".join(rest[:-1])))
-        if kind in ("m", "a") and len(rest) == 1:
+        if kind in ("m", "a", "c") and len(rest) == 1:
             return Parsed(kind, rest[0])
         if kind in ("x", "o") and len(rest) == 2:
             return Parsed(kind, rest[1], store=rest[0])

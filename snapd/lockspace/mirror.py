@@ -69,6 +69,7 @@ class Mirror:
         self.snapshots: dict[str, KeyValue] = {}
         self.counters: dict[str, KeyValue] = {}
         self.extents: dict[str, dict[str, KeyValue]] = {}  # store -> node
+        self.creations: dict[str, KeyValue] = {}  # node
         self.opened: dict[str, dict[str, KeyValue]] = {}
         self.since: dict[str, tuple[int, int]] = {}  # hold or ticket key -> (create_revision, first seen)
 
@@ -209,7 +210,9 @@ class Mirror:
                 self._flat(parsed).pop(parsed.node or parsed.store or parsed.name, None)
 
     def _flat(self, parsed: Parsed) -> dict[str, KeyValue]:
-        return {"m": self.members, "a": self.alive, "s": self.snapshots, "v": self.counters}[parsed.kind]
+        return {"m": self.members, "a": self.alive, "c": self.creations, "s": self.snapshots, "v": self.counters}[
+            parsed.kind
+        ]
 
 
 def _discard(table: dict[str, dict[K, KeyValue]], outer: str, inner: K) -> None:

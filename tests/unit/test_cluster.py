@@ -55,7 +55,14 @@ class ClusterRig(LockRig):
         """Begin; the list gets the outcome."""
         outcome: list[CsnapError | None] = []
         new = NewSnapshot(name, f"{len(name):08d}-2222-4333-8444-{name:0>12}", f"/dev/{name}", f"id-{name}", False, 1)
-        self.clusters[node].take(new, outcome.append)
+
+        def reserved(error: CsnapError | None) -> None:
+            if error is None:
+                self.clusters[node].take(new, outcome.append)
+            else:
+                outcome.append(error)
+
+        self.clusters[node].reserve(name, new.identity, reserved)
         return outcome
 
     def take(self, node: str, name: str, seconds: float = 20) -> CsnapError | None:
@@ -206,6 +213,37 @@ def test_a_frozen_member_deletes_a_ticket_that_is_too_old() -> None:
     rig.run(10)
     assert rig.b.holds("table") == CR
     assert rig.b.events("table_ticket_deleted")
+
+
+def test_one_snapshot_is_created_at_a_time_in_the_whole_cluster() -> None:
+    """Two hosts about to format one device: one is refused, by the other's name, before it touches the device."""
+    rig = ClusterRig("host-a", "host-b")
+    outcomes: dict[str, list[CsnapError | None]] = {"host-a": [], "host-b": []}
+    for node, outcome in outcomes.items():
+        rig.clusters[node].reserve("s1", "id-s1", outcome.append)
+    rig.settle()
+    winner = next(node for node, outcome in outcomes.items() if outcome == [None])
+    loser = "host-b" if winner == "host-a" else "host-a"
+    assert f"{winner} is creating snapshot s1" in str(outcomes[loser][0])
+    rig.clusters[winner].abandon()
+    rig.settle()
+    assert not [key for key in rig.stored() if key.startswith("c/")]
+    assert rig.take(loser, "s1") is None
+    assert not [key for key in rig.stored() if key.startswith("c/")]
+
+
+def test_a_reservation_goes_with_the_lease() -> None:
+    """Who lost its lease while it formatted may not take the snapshot: somebody else may format now."""
+    rig = ClusterRig("host-a")
+    outcome: list[CsnapError | None] = []
+    rig.clusters["host-a"].reserve("s1", "id-s1", outcome.append)
+    rig.settle()
+    rig.etcd.client("test").lease_revoke(rig.a.member.session.lease, SECOND, lambda result: None)
+    rig.run(2)
+    assert rig.a.member.state == "active"
+    rig.clusters["host-a"].take(NewSnapshot("s1", "x", "/dev/s1", "id-s1", False, 1), outcome.append)
+    assert "lease was lost" in str(outcome[1])
+    assert rig.take("host-a", "s1") is None
 
 
 def test_names_and_devices_are_used_once() -> None:

@@ -185,10 +185,14 @@ class FakeCluster:
         self.taken: list[NewSnapshot] = []
         self.pending: list[Finished] = []
         self.slow = False
+        self.reserved = False
 
-    def check_new(self, name: str, identity: str) -> None:
-        if name == "used":
-            raise Refused("snapshot used: exists already")
+    def reserve(self, name: str, identity: str, done: Finished) -> None:
+        self.reserved = name != "used"
+        done(None if self.reserved else Refused("snapshot used: exists already"))
+
+    def abandon(self) -> None:
+        self.reserved = False
 
     def take(self, snapshot: NewSnapshot, done: Finished) -> None:
         self.taken.append(snapshot)

@@ -1,0 +1,81 @@
+"""One ``snapshot create`` at a time in the whole cluster: ``c/<node>``, on the lease, while a COW device is formatted.
+
+Two hosts that format one device at the same moment would each find it free, and one would overwrite the other's header.
+The key is put only if no other is there; it goes with the lease, or when the creation has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from snapd.errors import CsnapError, LockspaceError, Refused
+from snapd.lockspace.claims import empty
+from snapd.lockspace.kv import Compare, Delete, Operation, Put, TxnResult
+from snapd.lockspace.member import Member
+from snapd.units import SECOND
+
+LOOK_AGAIN = SECOND // 50
+"""After a transaction: by then the mirror shows it; if not, the same is sent again, which is harmless."""
+
+
+class Reservation:
+    """``step`` is called whenever the mirror changed."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._wanted = ""
+        self._done: Callable[[CsnapError | None], None] | None = None
+        self._busy = False
+
+    @property
+    def held(self) -> bool:
+        """Whether it is ours, and asked for: a lost lease takes it away."""
+        return bool(self._wanted) and self._done is None and self._member.settings.node in self._member.mirror.creations
+
+    def ask(self, name: str, done: Callable[[CsnapError | None], None]) -> None:
+        """``done(None)``: nobody else creates a snapshot until ``release``. Refused names who does."""
+        self._wanted, self._done = name, done
+        self.step()
+
+    def release(self) -> None:
+        """The creation has ended. Who still waits for ``done`` hears that nothing was reserved."""
+        self._wanted, done, self._done = "", self._done, None
+        if done is not None:
+            done(LockspaceError("etcd has not answered in time: try again"))
+        self.step()
+
+    def resync(self) -> None:
+        self._busy = False
+
+    def step(self) -> None:
+        member = self._member
+        node, creations = member.settings.node, member.mirror.creations
+        if not member.session.usable or not member.mirror.ready:
+            return
+        key = member.keys.creation(node)
+        if self._done is not None:
+            others = {other: kv.value.decode(errors="replace") for other, kv in creations.items() if other != node}
+            if node in creations:
+                done, self._done = self._done, None
+                done(None)
+            elif others:
+                done, self._done, self._wanted = self._done, None, ""
+                who = ", ".join(f"{other} is creating snapshot {name}" for other, name in others.items())
+                done(Refused(f"{who}: try again when that is done"))
+            else:
+                put = Put(key, self._wanted.encode(), member.session.lease)
+                self._send((empty(member.keys.creations),), put)
+        elif not self._wanted and node in creations:
+            self._send((), Delete(key))
+
+    def _send(self, conditions: tuple[Compare, ...], operation: Operation) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        member = self._member
+
+        def answered(result: TxnResult | None) -> None:
+            self._busy = False
+            member.timers.call_at(member.timers.now() + LOOK_AGAIN, self.step)
+
+        member.session.txn(conditions, (operation,), (), answered)
