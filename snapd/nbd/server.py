@@ -36,8 +36,8 @@ PATIENCE = SECOND // 4
 PAYLOAD_LIMIT = 5 * SECOND
 """How long a client may be silent in the middle of a payload whose slots others wait for."""
 
-PRIVATE_LIMIT = 128 * MIB
-"""Bytes of private memory for replies that are not taken, all clients together."""
+PRIVATE_LIMIT = 34 * MIB
+"""Bytes of private memory for replies that are not taken, all clients together: whatever the large slots hold."""
 
 MAX_CONNECTIONS = 4096
 """A newcomer beyond is closed at once."""

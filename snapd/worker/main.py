@@ -50,7 +50,7 @@ from snapd.worker.loop import READABLE, Loop
 
 EXIT_FENCED = 4
 
-COPY_BUFFER_BYTES = 16 * MIB
+COPY_BUFFER_BYTES = 8 * MIB
 """Memory for chunks on their way to a COW device, whatever the chunk size; at most COPY_BUFFERS of them."""
 
 COPY_BUFFERS = 256
