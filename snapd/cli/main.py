@@ -112,6 +112,7 @@ def _completion(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is in our own one line
     try:
         arguments = make_parser().parse_args(argv)
         code: int = arguments.run(arguments)

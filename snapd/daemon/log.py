@@ -13,13 +13,20 @@ import json
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import TextIO
+
+from snapd.daemon.door import is_open
 
 Log = Callable[[int, str, dict[str, object]], None]
 """``log(priority, event, fields)``; priorities are syslog's."""
 
 WORDS = ("emergency", "alert", "critical", "error", "warning", "notice", "info", "debug")
+JOURNAL = "/run/systemd/journal/socket"
+KEPT = 1000
+"""Lines kept for a journal that does not read; then the oldest go."""
+
 VALUE_MOST = 1000
 """Characters of one value."""
 
@@ -49,18 +56,17 @@ def to_stream(stream: TextIO, node: str) -> Log:
     return log
 
 
-def to_journal(send: Callable[..., None], node: str) -> Log:
-    """Return a log that calls systemd's ``journal.send``."""
+def to_journal(send: Callable[..., None], node: str, is_open: Callable[[], bool] = lambda: True) -> Log:
+    """Return a log that calls systemd's ``journal.send``, when the journal has room; until then lines are kept."""
+    waiting: deque[tuple[str, dict[str, object]]] = deque(maxlen=KEPT)
 
     def log(priority: int, event: str, fields: dict[str, object]) -> None:
-        named = {f"CSNAP_{key.upper()}": str(value) for key, value in fields.items()}
-        send(
-            line(event, fields),
-            PRIORITY=priority,
-            SYSLOG_IDENTIFIER="csnap",
-            CSNAP_EVENT=event,
-            **{"CSNAP_NODE": node, **named},
-        )
+        named: dict[str, object] = {f"CSNAP_{key.upper()}": str(value) for key, value in fields.items()}
+        about = {"PRIORITY": priority, "SYSLOG_IDENTIFIER": "csnap", "CSNAP_EVENT": event, "CSNAP_NODE": node}
+        waiting.append((line(event, fields), {**about, **named}))
+        while waiting and is_open():
+            text, values = waiting.popleft()
+            send(text, **values)
 
     return log
 
@@ -73,7 +79,7 @@ def open_log(node: str) -> Log:
         except ImportError:
             pass
         else:
-            return to_journal(journal.send, node)
+            return to_journal(journal.send, node, lambda: is_open(JOURNAL))
     return to_stream(sys.stderr, node)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from snapd.daemon.door import is_open
 from snapd.daemon.loop import Loop
 from snapd.lockspace.ports import ACTIVE
 from snapd.units import SECOND
@@ -21,19 +22,27 @@ LEASE_LIMIT = 2 * SECOND
 """How long ``active`` may outlive the deadline before the member notices: its timer, and a busy machine."""
 
 
-def no_systemd(text: str) -> bool:
-    return False
+Notify = Callable[[str], bool]
+"""Returns whether it was told."""
 
 
-def find_notify() -> Callable[[str], bool]:
-    """Return systemd's notify, or one that does nothing."""
-    if "NOTIFY_SOCKET" not in os.environ:
-        return no_systemd
+def find_notify() -> Notify | None:
+    """Return a notify that never waits; None if systemd has not started this process."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return None
     try:
         from systemd.daemon import notify
     except ImportError:
-        return no_systemd
-    return lambda text: bool(notify(text))
+        return None
+
+    def tell(text: str) -> bool:
+        try:
+            return is_open(address) and bool(notify(text))
+        except OSError:  # it was closed in between
+            return False
+
+    return tell
 
 
 def watchdog_interval() -> int:
@@ -68,34 +77,45 @@ class Notifier:
     def __init__(
         self,
         loop: Loop,
-        notify: Callable[[str], bool],
+        notify: Notify | None,
         interval: int,
         check: Callable[[], str],
         status: Callable[[], str],
     ) -> None:
-        self._loop, self._notify = loop, notify
+        self._loop = loop
+        self._notify: Notify = notify or (lambda text: True)
+        self._untold: list[str] = []
         self._check, self._status = check, status
         self._interval = interval
         self._shown = ""
-        if notify is not no_systemd:
+        if notify is not None:
             self._beat()
 
     def ready(self) -> None:
-        self._notify("READY=1")
+        self._tell("READY=1")
         self.show()
 
     def stopping(self) -> None:
-        self._notify("STOPPING=1")
+        self._tell("STOPPING=1")
 
     def show(self) -> None:
         """Tell the status line if it has changed."""
         text = self._status()
-        if text != self._shown:
+        if text != self._shown and self._notify(f"STATUS={text}"):
             self._shown = text
-            self._notify(f"STATUS={text}")
+
+    def _tell(self, text: str) -> None:
+        """Tell what must not be lost: again with the next beat, if systemd does not listen now."""
+        self._untold.append(text)
+        self._tell_rest()
+
+    def _tell_rest(self) -> None:
+        while self._untold and self._notify(self._untold[0]):
+            del self._untold[0]
 
     def _beat(self) -> None:
         if self._interval and not self._check():
             self._notify("WATCHDOG=1")
+        self._tell_rest()
         self.show()
         self._loop.call_later(self._interval or SECOND, self._beat)

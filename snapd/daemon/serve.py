@@ -45,6 +45,7 @@ from snapd.daemon.metrics import CsnapCollector, Observations, Sample
 from snapd.daemon.notify import Freshness, Notifier, find_notify, watchdog_interval
 from snapd.daemon.observed import ObservedKv
 from snapd.daemon.opening import Opening
+from snapd.daemon.outbox import Outbox
 from snapd.daemon.snapshots import SnapshotCommands
 from snapd.daemon.workerproc import Worker
 from snapd.errors import CsnapError, Fenced, Refused
@@ -60,6 +61,9 @@ from snapd.worker.launch import WorkerSettings
 LOCK_AGAIN = SECOND // 10
 WORKER_END = 83 * SECOND // 10
 LEAVE_END = 91 * SECOND // 10
+LEAVE_LIMIT = 5 * SECOND
+"""An etcd that has not answered for so long does not in the next seconds either."""
+
 STOP_LIMIT = 93 * SECOND // 10
 FENCED_LIMIT = 4 * SECOND
 """For a fenced worker to fail its requests and end."""
@@ -72,7 +76,9 @@ class Daemon:
 
     def __init__(self, config: Config, log: Log) -> None:
         check_type(config.volume.type)
-        self._config, self._log = config, log
+        self._config = config
+        self._journal = Outbox()
+        self._log: Log = lambda priority, event, fields: self._journal.put(lambda: log(priority, event, fields))
         self._view = status.View(config)
         self._machine_id, self._boot_id = machine_id(config.node.machine_id), boot_id()
         _make_directory(config.export.directory)
@@ -90,6 +96,7 @@ class Daemon:
         self._kv: ObservedKv | None = None
         self._commands: SnapshotCommands | None = None
         self._fatal = ""
+        self._last_stale = ""
         self._ready = False
         self._stopping_since = 0
         self._left = False
@@ -133,6 +140,7 @@ class Daemon:
         listener = endpoint.listen(metrics.host, metrics.port) if metrics.host else None
         worker = self._worker = Worker(self._loop, self._settings(), self._lock.fd, self._receive, self._worker_ended)
         self._closers.append(worker.close)
+        self._journal.start()
         self._view.words = worker.words
         if listener is not None:
             self._view.metrics = "{}:{}".format(*listener.getsockname()[:2])
@@ -298,8 +306,8 @@ class Daemon:
             self._stop_timer.cancel()
         if self._view.member is None or self._error is not None:
             return
-        limit = self._stopping_since + LEAVE_END - self._loop.now()
-        self._view.member.leave(self._gone, max(SECOND // 2, limit))
+        left = self._stopping_since + LEAVE_END - self._loop.now()
+        self._view.member.leave(self._gone, max(SECOND // 2, min(LEAVE_LIMIT, left)))
 
     def _gone(self, clean: bool) -> None:
         self._left = True
@@ -312,6 +320,7 @@ class Daemon:
         while self._closers:
             self._closers.pop()()
         self._lock.close()
+        self._journal.close()
 
     # ---- what people and tools ask
 
@@ -338,8 +347,9 @@ class Daemon:
         words = self._view.words
         heartbeat = words[counters.HEARTBEAT] if words is not None else 0
         stale = self._freshness.stale(self._loop.now(), self._view.state, self._view.lease_remaining, heartbeat)
-        if stale:
+        if stale and stale != self._last_stale:
             self._log(ERROR, "watchdog_not_fed", {"stale": stale})
+        self._last_stale = stale
         return stale
 
     def _sample(self) -> Sample:

@@ -7,6 +7,7 @@ process learns of the worker's death from its pidfd. A dead worker is never repl
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -28,6 +29,7 @@ from snapd.worker.pages import create_counters, create_deadline
 
 PR_SET_PDEATHSIG = 1
 
+CLOSE_LIMIT = 0.5  # seconds
 LAST_WORDS = SECOND // 100
 PATIENCE = 2 * SECOND
 """For a worker that has closed the channel and does not end; its AIO may keep it longer, which no signal changes."""
@@ -98,11 +100,15 @@ class Worker:
             self._process.kill()
 
     def close(self) -> None:
-        """End it, wait for it, and free what this process has of it."""
+        """End it, wait for it a moment, and free what this process has of it.
+
+        One whose I/O the kernel does not give back stays: it holds the lock file, so the next start waits for it.
+        """
         self._closed = True
         if self.alive:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(CLOSE_LIMIT)
             self._reap()
         self._hang_up()
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import socket
+from pathlib import Path
 
 import pytest
 
+from snapd.daemon.door import is_open
 from snapd.daemon.log import connected, line, to_journal, to_stream
 from snapd.daemon.loop import Loop
 from snapd.daemon.notify import (
@@ -15,7 +18,6 @@ from snapd.daemon.notify import (
     Freshness,
     Notifier,
     find_notify,
-    no_systemd,
     watchdog_interval,
 )
 from snapd.units import SECOND
@@ -59,6 +61,48 @@ def test_the_journal_gets_structured_fields() -> None:
     ]
 
 
+def test_a_journal_that_does_not_read_gets_its_lines_later() -> None:
+    """In order, with the next one that it takes: nothing is written to a full socket."""
+    sent: list[str] = []
+    room = False
+    log = to_journal(lambda message, **fields: sent.append(message), "host-a", lambda: room)
+    log(3, "one", {})
+    log(3, "two", {})
+    assert sent == []
+    room = True
+    log(3, "three", {})
+    assert sent == ["one", "two", "three"]
+
+
+def test_a_full_socket_is_seen_before_it_is_written_to(tmp_path: Path) -> None:
+    """systemd-python would hold every thread up; absent, full and emptied again are told apart."""
+    path = str(tmp_path / "socket")
+    assert not is_open(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reader:
+        reader.bind(path)
+        assert is_open(path)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as writer:
+            writer.connect(path)
+            with pytest.raises(BlockingIOError):
+                while True:
+                    writer.send(b"x")
+        assert not is_open(path)
+        reader.recv(1)
+        assert is_open(path)
+    assert not is_open(path)
+
+
+def test_readiness_is_told_again_until_systemd_listens() -> None:
+    """READY=1 must not be lost: it comes with a later beat. A ping that is late is none."""
+    told = Told(SECOND)
+    told.deaf = True
+    told.notifier.ready()
+    assert told.later(SECOND) == []
+    told.deaf = False
+    assert told.later(SECOND) == ["WATCHDOG=1", "READY=1"]
+    told.loop.close()
+
+
 def test_the_journal_is_used_only_if_standard_error_is_it() -> None:
     """JOURNAL_STREAM is inherited by what a unit starts with another standard error."""
     status = os.fstat(2)
@@ -71,7 +115,7 @@ def test_without_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     """No NOTIFY_SOCKET: the daemon runs all the same, and has no watchdog."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    assert find_notify() is no_systemd
+    assert find_notify() is None
     assert watchdog_interval() == 0
 
 
@@ -111,11 +155,13 @@ class Told:
         self.loop = Loop(lambda: self.now)
         self.texts: list[str] = []
         self.stale = ""
+        self.deaf = False
         self.status = "joining"
 
         def notify(text: str) -> bool:
-            self.texts.append(text)
-            return True
+            if not self.deaf:
+                self.texts.append(text)
+            return not self.deaf
 
         self.notifier = Notifier(self.loop, notify, interval, lambda: self.stale, lambda: self.status)
 
