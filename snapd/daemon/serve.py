@@ -133,6 +133,7 @@ class Daemon:
         self._loop.call_later(LOCK_AGAIN, lambda: self._try_lock(True))
 
     def _locked(self) -> None:
+        self._view.why = ""
         export = self._config.export
         admin = AdminServer(self._loop, export.admin, self._admin_commands(), self._stranger)
         self._closers.append(admin.close)
@@ -227,7 +228,8 @@ class Daemon:
     def _receive(self, message: Message) -> None:
         """A message of the worker."""
         if isinstance(message, Hello):
-            self._greeted(message)
+            if not self._stopping_since:
+                self._greeted(message)
         elif isinstance(message, Notice):
             self._log(message.priority, message.event, dict(message.fields))
         elif isinstance(message, Fatal):
