@@ -90,6 +90,7 @@ class Volume:
         self._waiting: deque[Part] = deque()  # until the table is granted, or the lease stands again
         self._blocked: deque[Part] = deque()  # until a store or a copy buffer can serve them
         self._deferred: list[Callable[[], None]] = []
+        self._when_read = self._origin_read  # bound once
         arena: Arena = engine.arena
         self.zeros = arena.allocate(max(ZERO_BYTES, geometry.chunk_bytes))
         self.regions = Regions(self._want_region, self._done_region, self.restart)
@@ -120,7 +121,7 @@ class Volume:
         if operation == READ and export is self.origin_export and self.admitting and len(request.segments) == 1:
             self.running += 1  # the hot path: no lock but the table's, one operation
             where, length = request.segments[0]
-            self.engine.read(self.origin, where, length, request.offset, self._origin_read, request)
+            self.engine.read(self.origin, where, length, request.offset, self._when_read, request)
             return
         if operation == TRIM:  # allowed to change nothing
             request.done(request, EPERM if export.read_only else 0)

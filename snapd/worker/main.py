@@ -161,7 +161,7 @@ class Worker:
 
     def run(self) -> int:
         """Serve until told to stop; return the exit code."""
-        volume, engine, words = self._volume, self._engine, self._words
+        volume, engine, words, desk = self._volume, self._engine, self._words, self._server.desk
         next_tick = 0
         again = False
         while self._exit is None:
@@ -169,7 +169,7 @@ class Worker:
             self._loop.turn(0 if again else pause / SECOND)
             if self._exit is not None:  # fenced or orphaned: nothing more is handed over
                 break
-            now = boottime()
+            now = desk.now = boottime()
             volume.set_stalled(now >= self._deadline[0])
             engine.kick()
             while engine.reap():
