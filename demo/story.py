@@ -72,8 +72,8 @@ class Story:
         more = self._write_more(journals, taken)
         self._read(hosts, "after more writing")
         self._show(hosts)
-        for writer in writers:
-            self._claim(self._stage.stop(writer) == 0, "a writer never saw an error")
+        for host, writer in zip(hosts, writers, strict=True):
+            self._claim(self._stage.stop(writer) == 0, f"the writer on {host.name} never saw an error")
         writes = [read_journal(journal, number) for number, journal in enumerate(journals)]
         self._judge(hosts[0], writes, taken)
         self._stop(hosts)
@@ -215,9 +215,11 @@ class Story:
         for problem in problems[:5]:
             self._console.detail(problem)
         before = sum(write.acknowledged < taken.began for write in every)
+        during = sum(write.issued > taken.began and write.acknowledged < taken.returned for write in every)
         after = sum(write.issued > taken.returned for write in every)
         self._claim(not problems, f"{before} writes acknowledged before the command: all in, unless overwritten")
-        self._claim(not problems, f"{after} writes issued after its return: none in; those between: as at one moment")
+        self._claim(not problems, f"{after} writes issued after its return: none is in")
+        self._claim(not problems, f"{during} writes while it ran: in up to one moment, the same for both hosts")
 
     def _stop(self, hosts: list[Host]) -> None:
         for host in hosts:

@@ -47,16 +47,16 @@ def test_a_host_killed_for_good(three: Hosts) -> None:
         began, returned = take(dead, "s1", three.cow("cow"))
         image = read_export(living[0], "snapshot/s1")
         readers = [traffic.read(host, "s1", image) for host in living]
-        traffic.go_on(*writers, *readers, count=200)
+        traffic.go_on(*writers, *readers, count=40)
         dead.kill()
         traffic.forget(writers[0])
 
         wait_fenced(dead, *living)
         for host in living:
             wait_for(lambda host=host: locks_of(host, dead.name) == 0, "its locks are gone")  # type: ignore[misc]
-        traffic.go_on(*writers[1:], *readers, count=300)
+        traffic.go_on(*writers[1:], *readers, count=40)
         take(living[1], "s2", three.cow("second"))
-        traffic.go_on(*writers[1:], *readers)
+        traffic.go_on(*writers[1:], *readers, count=40)
         dead.start()
         dead.wait_active()
         assert read_export(dead, "snapshot/s1") == image

@@ -23,7 +23,7 @@ def test_snapshot_under_writers(two: Hosts) -> None:
         began, returned = take(two[0], "s1", cow)
         image = read_export(two[1], "snapshot/s1")
         readers = traffic.read_everywhere("s1", image)
-        traffic.go_on(*writers, *readers, count=600)
+        traffic.go_on(*writers, *readers, count=300)
         traffic.stop()
         traffic.judge(image, began, returned)
         traffic.judge_origin()
@@ -43,11 +43,11 @@ def test_three_hosts_delete_and_take_again(three: Hosts) -> None:
             began, returned = take(host, name, cow)
             image = read_export(three[number - 1], f"snapshot/{name}")
             readers = [traffic.read(other, name, image) for other in three]
-            traffic.go_on(*writers, *readers)
+            traffic.go_on(*writers, *readers, count=40)
             for reader in readers:
                 traffic.end(reader)
             three[number - 2].csnap("snapshot", "delete", "CONFIG", name)
-            traffic.go_on(*writers, count=20)
+            traffic.go_on(*writers, count=10)
             traffic.check_later(image, began, returned)
         traffic.stop()
         traffic.judge_origin()

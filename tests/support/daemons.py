@@ -26,6 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from demo.host import Host, Volume, checked_csnap, environment, free_ports
 from demo.stage import children, runs
+from snapd.cli.client import ask
+from snapd.errors import CsnapError
 from snapd.units import MIB
 from tests.support.etcd_server import EtcdServer, wait_for
 
@@ -53,9 +55,11 @@ class Daemon(Host):
             )
 
     def state(self) -> str:
-        """Return the member's state, empty while no daemon answers."""
-        status = self.status() if (self.directory / "admin.sock").exists() else None
-        return "" if status is None else str(status["member"]["state"])
+        """Return the member's state, empty while no daemon answers. Asked without a process: this is polled."""
+        try:
+            return str(ask(str(self.directory / "admin.sock"), {"command": "status"})["member"]["state"])
+        except CsnapError:
+            return ""
 
     def wait_active(self, limit: float = ACTIVE_LIMIT) -> None:
         """Return when the member is active and nbd.sock accepts clients."""
