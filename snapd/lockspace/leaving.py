@@ -28,7 +28,7 @@ LOOK_AGAIN = SECOND // 200
 
 
 class Leaving:
-    """``done(clean)`` is called once. ``committed``: what the worker said when it stopped."""
+    """``done(clean)`` is called once. ``committed``: what the worker said when it stopped, and before."""
 
     def __init__(
         self,
@@ -43,7 +43,9 @@ class Leaving:
     ) -> None:
         self._settings, self._keys, self._kv = settings, keys, kv
         self._session, self._mirror, self._timers = session, mirror, timers
-        self._committed = committed
+        self._committed: dict[str, int] = {}
+        for store, count in committed:
+            self._committed[store] = max(self._committed.get(store, 0), count)
         self._done: Callable[[bool], None] | None = done
         self._busy = self._last = self._gone = False
         self._timer: Timer | None = None
@@ -96,7 +98,7 @@ class Leaving:
         node, mirror = self._settings.node, self._mirror
         conditions: list[Compare] = []
         puts: list[Operation] = []
-        for store, count in self._committed:
+        for store, count in self._committed.items():
             kv = mirror.counters.get(store)
             if kv is None or (node, EX) not in mirror.holds.get(f"tail/{store}", {}):
                 continue

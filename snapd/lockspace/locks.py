@@ -87,6 +87,13 @@ class Locks:
             entry.revoke_timer.cancel()
             entry.revoke_timer = None
 
+    def given_back_tails(self) -> tuple[tuple[str, int], ...]:
+        """What the releases of tails owe that are still under way."""
+        pending = [
+            entry.done for entry in self._all.entries.values() if entry.kind == "tail" and entry.done is not None
+        ]
+        return tuple(owed for done in pending for owed in done.committed)
+
     # ---- the mirror
 
     def changed(self, resources: Iterable[str] | None) -> None:
@@ -244,11 +251,15 @@ class Locks:
         self._all.send(entry, branches, released)
 
     def _owed(self, done: Done) -> tuple[tuple[Operation, ...], tuple[Compare, ...], tuple[tuple[str, int], ...]]:
-        """What this release owes: puts of counters, each under the condition that it is the one we know."""
+        """What this release owes: puts of counters, each under the condition that it is the one we know.
+
+        A tail that the worker gave back is ours until etcd says so: what its release owes, every other one owes too,
+        or a region could be had with a counter that does not cover what was committed in it.
+        """
         puts: list[Operation] = []
         when: list[Compare] = []
         bumps: list[tuple[str, int]] = []
-        for store, count in done.committed:
+        for store, count in _highest(*self.given_back_tails(), *done.committed):
             tail = self._all.entries.get(f"tail/{store}")
             revision, value = self._all.counters.get(store, (0, UNTRUSTED))
             if tail is None or tail.hold != EX or self._all.dropped(store):
@@ -301,3 +312,11 @@ class Locks:
         if not modes:
             return None
         return NL if EX in modes or entry.kind != "region" else CR
+
+
+def _highest(*owed: tuple[str, int]) -> tuple[tuple[str, int], ...]:
+    """The highest count of each store."""
+    counts: dict[str, int] = {}
+    for store, count in owed:
+        counts[store] = max(counts.get(store, 0), count)
+    return tuple(counts.items())

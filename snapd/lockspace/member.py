@@ -143,8 +143,9 @@ class Member:
         Not to be called after the worker died: its incarnation is dead too, just exit.
         """
         self.locking.end()
+        committed = self._committed + self.locking.given_back_tails()
         self._leaving = Leaving(
-            self.settings, self.keys, self._kv, self.session, self.mirror, self.timers, self._committed, done
+            self.settings, self.keys, self._kv, self.session, self.mirror, self.timers, committed, done
         )
         self._update("")
         self._leaving.begin(limit)

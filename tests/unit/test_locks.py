@@ -375,3 +375,48 @@ def test_two_releases_that_owe_one_counter_need_no_doubt() -> None:
     assert rig.key(f"v/{STORE}") == b"3"
     assert not [key for key in rig.stored() if key.startswith((f"h/{TAIL}", f"h/{REGION}"))]
     assert rig.a.member.session.bumps == bumps
+
+
+def test_a_region_released_before_its_tail_carries_what_the_tail_owes() -> None:
+    """The tail's release is late, the region's is not: who gets the region must find what was committed in it."""
+    rig = LockRig("host-a", "host-b")
+    rig.counter()
+    for resource in (TAIL, REGION):
+        rig.a.want(resource, EX)
+    rig.settle()
+    rig.a.worker.in_use |= {TAIL, REGION}
+    rig.a.worker.committed[STORE] = 3
+    rig.b.want(REGION, CR)
+    rig.run(1)
+
+    delayed: list[Call] = []
+
+    def late(call: Call) -> Fault:
+        if delayed or call.kind != "txn" or not call.client.startswith("host-a"):
+            return NO_FAULT
+        delayed.append(call)
+        return Fault(request_delay=500_000_000)
+
+    rig.etcd.fault = late
+    rig.a.worker.give_back(TAIL, NL)
+    rig.a.worker.give_back(REGION)
+    rig.run(3)
+    assert delayed
+    assert rig.b.grants(REGION)[0].counters[0].value == 3
+
+
+def test_leaving_puts_what_a_release_under_way_owes() -> None:
+    """The worker gave the tail back just before it stopped: its Stopped does not name the store any more."""
+    rig = LockRig("host-a")
+    rig.counter()
+    rig.a.want(TAIL, EX)
+    rig.settle()
+    rig.a.worker.committed[STORE] = 5
+    lose_answer(rig, applied=False)
+    rig.a.worker.give_back(TAIL, NL)
+    rig.run(0.1)
+    verdict = rig.a.stop()
+    rig.until(lambda: bool(verdict), 10)
+    rig.settle()
+    assert verdict == [True]
+    assert rig.key(f"v/{STORE}") == b"5"
