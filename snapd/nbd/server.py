@@ -39,8 +39,9 @@ PAYLOAD_LIMIT = 5 * SECOND
 PRIVATE_LIMIT = 34 * MIB
 """Bytes of private memory for replies that are not taken, all clients together: whatever the large slots hold."""
 
-MAX_CONNECTIONS = 4096
-"""A newcomer beyond is closed at once."""
+MAX_CONNECTIONS = 900
+"""A newcomer beyond is closed at once. A process has 1,024 descriptors by default, and the rest is for devices: a
+COW device that cannot be opened for want of one would keep this host from serving anything."""
 
 ACCEPTS = 64
 """Clients accepted in one turn."""

@@ -12,7 +12,7 @@ import pytest
 
 from snapd import counters
 from snapd.errors import Refused
-from snapd.nbd import wire
+from snapd.nbd import server, wire
 from snapd.nbd.listener import listen
 from snapd.nbd.server import NEGOTIATION_LIMIT, PATIENCE, PAYLOAD_LIMIT, STOP_LIMIT
 from snapd.units import KIB, MIB, SECOND
@@ -233,6 +233,16 @@ def test_a_dropped_exports_clients_are_ended(rig: Rig) -> None:
     assert closed(client) and rig.server.slots.out == 1
     rig.server.volume.release()
     assert rig.server.slots.out == 0
+
+
+def test_a_newcomer_beyond_the_limit_is_closed_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients must not use up the descriptors that devices need; those who were there first stay."""
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    first, _ = rig.ready(), rig.ready()
+    assert closed(rig.connect(b""))
+    first.sendall(request(wire.CMD_READ, 0, 512, 1))
+    rig.turns()
+    assert answered(first, 512) == (1, 0)
 
 
 def test_half_closed_clients_get_their_answers(rig: Rig) -> None:
