@@ -13,7 +13,7 @@
 Whose coordinator is dead too is taken over by another survivor, at the state that m/<d> says. The counters are marked
 before the first hold goes: whoever is granted a lock of a dead member reads everything under the tail first.
 
-No storm: nobody begins before it has had an unbroken lease and watch for one whole TTL itself.
+No storm: nobody begins before it has had an unbroken lease and watch, unstalled, for one whole TTL itself.
 """
 
 from __future__ import annotations
@@ -145,10 +145,12 @@ class Recovery:
             conditions.append(Compare(key, Target.MOD, revision))
         if not self._quiet():
             return
+        case = self._case(node, record, kv.mod_revision)
+        if case.busy:
+            return
         state = FENCING if record.state == ACTIVE else record.state
         taken = replace(record, state=state, by=self._settings.incarnation, by_node=self._settings.node)
         self._effects.log(WARNING, "recovery_taken", {"member": node, "state": record.state})
-        case = self._case(node, record, kv.mod_revision)
         self._send(case, (Put(kv.key, taken.to_bytes()),), tuple(conditions))
 
     def _send(

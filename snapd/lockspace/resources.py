@@ -165,11 +165,19 @@ class Resources:
         return skip
 
     def limit(self, entry: Entry) -> None:
-        """What the worker is asked for must be done within a TTL."""
+        """What the worker is asked for must be done within a TTL. Past the deadline it cannot finish anything, so a
+        stall does not count: an outage of etcd is a pause for who was asked, too."""
+        self._limit_from(entry, self.timers.now())
+
+    def _limit_from(self, entry: Entry, begun: int) -> None:
         if entry.revoke_timer is not None:
             entry.revoke_timer.cancel()
-        limit = self.timers.now() + self.session.ttl * SECOND
-        entry.revoke_timer = self.timers.call_at(limit, lambda: self._unanswered(entry))
+        limit = begun + self.session.ttl * SECOND
+        entry.revoke_timer = self.timers.call_at(limit, lambda: self._unanswered(entry, begun))
 
-    def _unanswered(self, entry: Entry) -> None:
+    def _unanswered(self, entry: Entry, begun: int) -> None:
+        now, since = self.timers.now(), self.session.since
+        if self.session.stalled or since > begun:
+            self._limit_from(entry, now if self.session.stalled else since)
+            return
         self.session.give_up(f"{entry.resource}: asked back {self.session.ttl} s ago and still in use")

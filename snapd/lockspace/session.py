@@ -91,7 +91,8 @@ class Session:
         self.ttl = 0
         self.deadline = 0
         self.since = 0
-        """Since when the lease has been unbroken."""
+        """Since when the lease has been unbroken, and the deadline ahead: whoever was stalled does not know how long
+        etcd was away, and others may have lost their leases to that and revive in a moment."""
         self.stalled = True
         self.bumps = 0
         self._settings, self._keys, self._kv = settings, keys, kv
@@ -317,6 +318,7 @@ class Session:
         """Go on, if the epoch was read since the stall and the deadline lies ahead."""
         if self.stalled and self.phase == UP and self._proven and self._timers.now() < self.deadline:
             self.stalled = False
+            self.since = self._timers.now()
             self._publish()
             self._owner.ready()
 

@@ -214,6 +214,46 @@ def test_a_revoke_left_unanswered_for_a_ttl_ends_the_lease_for_good() -> None:
     assert rig.b.holds(REGION) == EX
 
 
+def test_an_outage_does_not_count_against_who_was_asked() -> None:
+    """etcd goes away while a lock is asked back: a stalled worker cannot finish, and has a whole TTL afterwards."""
+    rig = LockRig("host-a", "host-b")
+    rig.a.want(REGION, EX)
+    rig.settle()
+    rig.a.worker.in_use.add(REGION)
+    rig.b.want(REGION, EX)
+    rig.settle()
+    rig.etcd.stop()
+    rig.run(3 * TTL)
+    rig.etcd.start()
+    rig.until(lambda: rig.a.member.state == rig.b.member.state == "active")
+    rig.run(TTL / 2)
+    assert rig.a.failure is None
+    rig.a.worker.give_back(REGION)
+    rig.run(1)
+    assert rig.b.holds(REGION) == EX
+    assert rig.a.failure is None
+
+
+def test_who_was_stalled_leaves_the_others_time_to_revive() -> None:
+    """One lease survives an outage and the other does not: nobody is recovered who revives within a TTL."""
+    rig = LockRig("host-a", "host-b")
+    busy_host(rig, rig.a)
+    lease = rig.a.member.session.lease
+    rig.etcd.fault = lambda call: Fault(drop_request=True)
+    rig.until(lambda: rig.a.member.state == rig.b.member.state == "stalled")
+    rig.etcd.fault = lambda call: Fault(request_delay=SECOND) if call.client.startswith("host-a") else NO_FAULT
+    rig.etcd.client("test").lease_revoke(lease, SECOND, lambda result: None)
+    rig.until(lambda: rig.b.member.state == "active")
+    assert rig.key("a/host-a") is None
+    rig.run(1)
+    rig.etcd.fault = lambda call: NO_FAULT
+    rig.run(2 * TTL)
+    assert rig.a.failure is None
+    assert rig.b.fencer.fenced == []
+    assert rig.a.member.state == "active"
+    assert rig.a.holds(REGION) == EX
+
+
 def test_nobody_recovers_before_it_has_had_a_lease_and_a_watch_for_one_ttl() -> None:
     """No fencing storm: a member that has just joined leaves a missing liveness key alone for one TTL."""
     rig = LockRig("host-a")
