@@ -172,8 +172,12 @@ class Table:
         again, self._invalidating = self._invalidating, []
         for message in again:
             self.invalidate(message)
+        devices = [self._volume.origin]
         for snapshot in self._volume.snapshots.values():
             self._publish(snapshot)
+            if snapshot.device is not None:
+                devices.append(snapshot.device)
+        self._volume.words[counters.DIRECT] = int(all(device.direct for device in devices))
 
     def _apply(self) -> None:
         """Make the stack that the grant describes; then load it."""
@@ -221,6 +225,8 @@ class Table:
             except MemoryError as error:
                 raise Refused(f"no memory for the area of one more snapshot: {error}") from None
         device = self._prepared.pop(spec.store, None) or self._open_cow(spec)
+        if not device.direct:
+            volume.notice(4, "page_cache_used", snapshot=spec.name, device=device.path, reason="O_DIRECT refused")
         image = self._images.pop()
         snapshot.device, snapshot.image = device, image
         snapshot.store = self._make_store(

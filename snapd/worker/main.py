@@ -111,7 +111,6 @@ class Worker:
         )
         self._server = NbdServer(listen(settings.socket, 0o660), self._loop, self._volume, pool, arena, words, boottime)
         self._loop.register(self._engine.fileno(), READABLE, self._completed)
-        words[counters.DIRECT] = int(origin.direct)
         if not origin.direct:
             warnings += (f"{origin.path}: O_DIRECT refused, page cache used",)
         self._channel.send(Hello(os.getpid(), origin.size, origin.logical_block, origin.identity, warnings))

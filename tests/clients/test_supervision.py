@@ -16,9 +16,24 @@ from pathlib import Path
 import pytest
 
 from snapd import counters
-from snapd.messages import EX, NL, UNTRUSTED, Counter, Done, Fatal, FencedNotice, Grant, Hello, Revoke, Stopped, Want
+from snapd.messages import (
+    EX,
+    NL,
+    UNTRUSTED,
+    Counter,
+    Done,
+    Fatal,
+    FencedNotice,
+    Grant,
+    Hello,
+    Notice,
+    Revoke,
+    Stopped,
+    Want,
+)
 from snapd.nbd import wire
 from snapd.units import KIB, MIB
+from tests.support.disks import can_mount, mounted, page_cached_disk
 from tests.support.nbd_client import NbdClient
 from tests.support.worker_process import COMMAND, WorkerProcess, make_cow, wait_until
 
@@ -173,6 +188,25 @@ def test_nothing_is_imported_while_it_serves(tmp_path: Path, origin: Path) -> No
         worker.drop("s1")
         assert worker.stop() == 0
         assert log.read_text()[len(before) :] == ""
+
+
+if can_mount():
+
+    def test_a_page_cached_device_is_said(tmp_path: Path) -> None:
+        """A file system that refuses O_DIRECT: it works, and Hello, a notice and the counters page say so."""
+        with page_cached_disk() as origin, mounted("ramfs") as other, WorkerProcess(tmp_path, origin) as worker:
+            assert any("O_DIRECT refused" in warning for warning in worker.received(Hello).warnings)
+            worker.take(make_cow(Path(other) / "cow", "s1", SIZE, CHUNK, 8 * MIB))
+            assert worker.received(Notice).event == "page_cache_used"
+            with NbdClient(worker.socket) as client, NbdClient(worker.socket, "snapshot/s1") as snapshot:
+                assert client.write(0, b"n" * 512, wire.CMD_FLAG_FUA) == 0
+                assert snapshot.read(0, 512) == bytes(512)
+            assert worker.words[counters.DIRECT] == 0
+
+
+def test_direct_devices_are_said_to_be(worker: WorkerProcess) -> None:
+    """The counters page says that every device is open with O_DIRECT."""
+    wait_until(lambda: worker.words[counters.DIRECT] == 1)
 
 
 # ---- the lease
