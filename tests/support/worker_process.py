@@ -182,7 +182,7 @@ class WorkerProcess:
             self._deliver()
 
     def take(self, spec: SnapshotSpec) -> None:
-        """Take a snapshot online; return when the worker has been told. What it is asked then waits until it is loaded."""
+        """Take a snapshot online; return when the worker has been told; requests wait until it is loaded."""
 
         def change() -> None:
             self.locks.take(spec)
