@@ -29,6 +29,7 @@ from snapd.messages import (
     Grant,
     Invalidate,
     Invalidated,
+    Overflow,
     Prepare,
     Prepared,
     Revoke,
@@ -209,6 +210,8 @@ class Table:
                     volume.send(Serving(f"snapshot {snapshot.spec.name}: {error}"))
                     return
                 volume.stack.append(snapshot)
+                if snapshot.lost:  # still live in the table: whoever was told may have been about something else
+                    volume.send(Overflow(spec.store, snapshot.lost))
         self._counters(grant.counters)
         told = {counter.store for counter in grant.counters}
         self._counters(tuple(Counter(s.spec.store, 0, UNTRUSTED) for s in volume.stack if s.spec.store not in told))

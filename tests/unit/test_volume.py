@@ -963,6 +963,21 @@ def test_a_write_that_cannot_be_copied_gives_its_region_back() -> None:
     assert stalled == [0]
 
 
+def test_a_lost_snapshot_that_the_table_still_calls_active_is_told_again() -> None:
+    """The first Overflow met another change of the table: with the next grant it is repeated, so no write hangs."""
+    rig = Rig()
+    rig.snapshot("s1", cow_chunks=3)
+    host = rig.hosts[0]
+    rig.write(host, "origin", 0, b"n" * CHUNK)
+    stalled = start_write(host, "origin", CHUNK, b"n" * CHUNK)
+    while not any(isinstance(message, Overflow) for message in host.port.outbox):
+        assert rig.step()
+    host.port.outbox.clear()
+    rig.locks.change_table(host.name, lambda: None)
+    rig.run()
+    assert stalled == [0] and rig.locks.snapshots[0].state == "invalid"
+
+
 def test_invalidating_writes_valid_0_with_fua_and_leaves_the_rest_of_the_header() -> None:
     """On the member that holds table EX; it reports when that is on stable storage."""
     rig = Rig()
