@@ -56,6 +56,19 @@ def test_three_hosts_delete_and_take_again(three: Hosts) -> None:
         assert fails(lambda host=host: NbdClient(host.socket, "snapshot/s0"))  # type: ignore[misc]
 
 
+def test_a_writable_snapshot(two: Hosts) -> None:
+    """Both hosts write a snapshot and the origin at once: each has its own writes and nothing of the other's."""
+    two[0].csnap("snapshot", "create", "CONFIG", "w", "--cow", two.cow("cow"), "--writable")
+    with Traffic(two) as traffic:
+        writers = [*traffic.write_everywhere(), *traffic.write_everywhere("snapshot/w")]
+        traffic.go_on(*writers, count=150)
+        traffic.stop()
+        traffic.judge_origin()
+        traffic.judge_now("snapshot/w")
+    assert [host.terminate() for host in two] == [0, 0]
+    two.check(two.cow("cow"))
+
+
 def test_a_full_cow_device(two: Hosts) -> None:
     """A COW device too small: the snapshot becomes invalid on every host, and no writer sees an error."""
     cow = two.cow("small", 512 * KIB)
@@ -77,7 +90,7 @@ def test_a_full_cow_device(two: Hosts) -> None:
         traffic.go_on(*writers, count=300)
         two[1].csnap("snapshot", "delete", "CONFIG", "s1")
         take(two[1], "s2", two.cow("large"))
-        traffic.go_on(*writers)
+        traffic.go_on(*writers, count=20)
         traffic.stop()
         traffic.judge_origin()
 

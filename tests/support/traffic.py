@@ -32,13 +32,13 @@ class Worker(threading.Thread):
         self.path = path
         self.error: BaseException | None = None
         self.gone = False
-        self._export = export
+        self.export = export
         self._pause = pause
         self._stopping = threading.Event()
 
     def run(self) -> None:
         try:
-            with NbdClient(self.path, self._export) as client:
+            with NbdClient(self.path, self.export) as client:
                 while not self._stopping.wait(self._pause):
                     self.step(client)
         except (ConnectionError, FileNotFoundError):
@@ -61,8 +61,8 @@ class Worker(threading.Thread):
 class Writer(Worker):
     """Stamps random blocks of ``[first, last)``; ``writes`` is its journal, complete once it has ended."""
 
-    def __init__(self, daemon: Daemon, number: int, first: int, last: int) -> None:
-        super().__init__(daemon.socket, "origin", WRITE_PAUSE)
+    def __init__(self, daemon: Daemon, export: str, number: int, first: int, last: int) -> None:
+        super().__init__(daemon.socket, export, WRITE_PAUSE)
         self.writes: list[Write] = []
         self.longest = 0.0  # seconds that the slowest write took
         self._number = number
@@ -91,7 +91,7 @@ class Reader(Worker):
         image = client.read_all()
         if image != self._expected:
             at = next(at for at in range(len(image)) if image[at] != self._expected[at])
-            raise AssertionError(f"{self.path} {self._export}: differs from byte {at} on")
+            raise AssertionError(f"{self.path} {self.export}: differs from byte {at} on")
         self.rounds += 1
 
 
@@ -116,18 +116,18 @@ class Traffic:
             for worker in self._workers:
                 worker._stopping.set()
 
-    def write(self, daemon: Daemon, first: int, last: int) -> Writer:
+    def write(self, daemon: Daemon, first: int, last: int, export: str = "origin") -> Writer:
         """Start a writer on ``daemon``."""
-        writer = Writer(daemon, len(self._history), first, last)
+        writer = Writer(daemon, export, len(self._history), first, last)
         self._history.append(writer)
         self._start(writer)
         return writer
 
-    def write_everywhere(self) -> list[Writer]:
-        """Start a writer on each host; each has blocks of its own and blocks that all write."""
-        with NbdClient(self._cluster[0].socket, "origin") as client:
+    def write_everywhere(self, export: str = "origin") -> list[Writer]:
+        """Start a writer on each host; all of them write all blocks."""
+        with NbdClient(self._cluster[0].socket, export) as client:
             blocks = client.size // BLOCK
-        return [self.write(host, 0, blocks) for host in self._cluster]
+        return [self.write(host, 0, blocks, export) for host in self._cluster]
 
     def read(self, daemon: Daemon, name: str, expected: bytes) -> Reader:
         """Start a reader of a snapshot."""
@@ -176,13 +176,13 @@ class Traffic:
             if isinstance(worker, Writer) and worker.writes and worker.writes[-1].acknowledged == NEVER:
                 worker.writes[-1] = replace(worker.writes[-1], latest=fenced)
 
-    @property
-    def writes(self) -> list[Write]:
-        return [write for writer in self._history for write in writer.writes]
+    def writes(self, export: str = "origin") -> list[Write]:
+        """Return every write to this export."""
+        return [write for writer in self._history if writer.export == export for write in writer.writes]
 
-    def judge(self, image: bytes, began: float, returned: float) -> None:
+    def judge(self, image: bytes, began: float, returned: float, export: str = "origin") -> None:
         """The image is one of a moment between these two. To be asked when the writers have ended."""
-        assert judge(image, BLOCK, self.writes, began, returned) == []
+        assert judge(image, BLOCK, self.writes(export), began, returned) == []
 
     def check_later(self, image: bytes, began: float, returned: float) -> None:
         """Judge this image too when the writers have ended, in ``judge_origin``."""
@@ -190,11 +190,16 @@ class Traffic:
 
     def judge_origin(self) -> None:
         """Everything acknowledged is there, on every host alike. To be asked when the writers have ended."""
-        images = [read_export(host, "origin") for host in self._cluster if host.process is not None]
+        self.judge_now("origin")
+        for image in self._images:
+            self.judge(*image)
+
+    def judge_now(self, export: str) -> None:
+        """What every host shows of this export is the same, and has every write acknowledged."""
+        images = [read_export(host, export) for host in self._cluster if host.process is not None]
         assert all(image == images[0] for image in images)
         now = time.monotonic()
-        for image in (*self._images, (images[0], now, now)):
-            self.judge(*image)
+        self.judge(images[0], now, now, export)
 
 
 def progress(worker: Writer | Reader) -> int:
