@@ -86,6 +86,7 @@ class Clusterized:
         self._full = False
         self._deferred = False
         self._loaded: Finished | None = None
+        self._seal: tuple[int, Finished] | None = None  # a sidecar to be rewritten between two batches
         self.dead: CsnapError | None = None
 
     # ---- events from the lockspace
@@ -141,7 +142,9 @@ class Clusterized:
     def _step(self) -> None:
         if self.core.busy:
             return  # every completion calls again
-        if self.dead is not None:
+        if self._seal is not None:
+            self._start_seal(*self._seal)
+        elif self.dead is not None:
             self._fail_pending()
             if self.tail and self._revoked:
                 self._release()
@@ -311,6 +314,22 @@ class Clusterized:
     def modify(self, action: Action, done: Finished) -> None:
         """The caller's member holds table EX, so every host has drained."""
         self.core.modify(action, done)
+
+    def seal(self, generation: int, done: Finished) -> None:
+        """Raise the sidecar's generation as soon as nothing else is being written. The caller holds the table."""
+        self._seal = (generation, done)
+        self._step()
+
+    def _start_seal(self, generation: int, done: Finished) -> None:
+        def sealed(error: CsnapError | None) -> None:
+            done(error)
+            self._step()
+
+        self._seal = None
+        if self.dead is not None:
+            sealed(self.dead)
+        else:
+            self.core.seal(generation, sealed)
 
     def presuspend(self) -> None:
         self.core.presuspend()

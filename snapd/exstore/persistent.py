@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from snapd.exstore.base import Action, Finished, StatusKind, StoreConfig
 from snapd.exstore.chunkmap import ChunkMap
 from snapd.format.header import Header
 from snapd.format.layout import ENTRY_BYTES, Layout
+from snapd.format.sidecar import Sidecar
 from snapd.units import SECTOR
 
 Entry = tuple[int, int]
@@ -371,14 +373,32 @@ class Persistent:
             raise AssertionError("modify needs a loaded, idle store")
         header = Header.from_bytes(self._header_block)
         block = Header(False, header.chunk_size).to_bytes() + self._header_block[Header.SIZE :]
-        self.busy = True
         self.valid = False
-        self._image_area = -1
-        self._engine.arena.view[self._image : self._image + len(block)] = block
-        self._engine.write(self._device, self._image, len(block), 0, self._modified, (done, block), True)
+        self._write_header(block, done)
 
-    def _modified(self, arg: tuple[Finished, bytes], error: int) -> None:
-        done, block = arg
+    def seal(self, generation: int, done: Finished) -> None:
+        """Raise the sidecar's generation to ``generation``, with FUA. Without a sidecar there is nothing to raise."""
+        if self.busy or not self._header_block or not self.valid:
+            raise AssertionError("seal needs a loaded, idle, valid store")
+        header = Header.from_bytes(self._header_block)
+        sidecar = Sidecar.from_bytes(self._header_block, header.chunk_size)
+        if sidecar is None or sidecar.generation >= generation:
+            done(None)
+            return
+        raised = replace(sidecar, generation=generation).to_bytes(header.chunk_size)
+        self._write_header(header.to_bytes() + raised + self._header_block[SECTOR:], done)
+
+    def _write_header(self, block: bytes, done: Finished) -> None:
+        """Through the image's memory; what of the append position's area was there is put back."""
+        self.busy = True
+        view, end = self._engine.arena.view, self._image + len(block)
+        kept = bytes(view[self._image : end])
+        view[self._image : end] = block
+        self._engine.write(self._device, self._image, len(block), 0, self._modified, (done, block, kept), True)
+
+    def _modified(self, arg: tuple[Finished, bytes, bytes], error: int) -> None:
+        done, block, kept = arg
+        self._engine.arena.view[self._image : self._image + len(kept)] = kept
         if not error:
             self._header_block = block
         self._finish(done, DeviceError(f"{self._device.path}: header", error) if error else None)

@@ -33,6 +33,8 @@ from snapd.messages import (
     Prepare,
     Prepared,
     Revoke,
+    Seal,
+    Sealed,
     Serving,
     SnapshotSpec,
     Want,
@@ -137,6 +139,20 @@ class Table:
         device = self._prepared.pop(message.store, None)
         if device is not None:
             device.close()
+
+    def seal(self, message: Seal) -> None:
+        """Raise the generation in a live store's sidecar, as a use of the table: nobody invalidates it meanwhile."""
+        volume, snapshot = self._volume, self._volume.snapshots.get(message.store)
+
+        def sealed(error: CsnapError | None) -> None:
+            volume.send(Sealed(message.request, "" if error is None else str(error)))
+            volume.end_use()
+
+        if not volume.admitting or snapshot is None or snapshot.store is None or snapshot.store.dead is not None:
+            volume.send(Sealed(message.request, f"store {message.store}: not in use here now"))
+        else:
+            volume.begin_use()
+            snapshot.store.seal(message.generation, sealed)
 
     def invalidate(self, message: Invalidate) -> None:
         """This member holds table EX; every host has drained. Set valid=0 with FUA."""

@@ -210,6 +210,14 @@ class Volume:
         self.running -= 1
         self._check_drained()
 
+    def begin_use(self) -> None:
+        """Something else than a part uses the table: it is not given back meanwhile."""
+        self.running += 1
+
+    def end_use(self) -> None:
+        self.running -= 1
+        self._check_drained()
+
     def block(self, part: Part) -> None:
         """A running part waits until a store or a copy buffer can serve it."""
         self._blocked.append(part)
