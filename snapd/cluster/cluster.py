@@ -237,6 +237,8 @@ class Cluster:
             self._step_take(work)
         elif work.use is None:
             self._queue(work)
+        else:
+            self._member.table.look()  # a newcomer that the grant waits for may have opened the device
 
     def receive(self, message: Message) -> None:
         if isinstance(message, Prepared):
@@ -264,15 +266,16 @@ class Cluster:
     def _look_for_work(self) -> None:
         """Lost snapshots; what nobody is about any more."""
         records = self._member.snapshots()
-        live = {record.store for record in records if record.state in (*LIVE, "deleting")}
-        self._lost = {store: why for store, why in self._lost.items() if store in live}
+        over = {record.store for record in records if record.state == "invalid"}
+        # Not: those that the mirror does not show. The worker may know of a new snapshot before it does.
+        self._lost = {store: why for store, why in self._lost.items() if store not in over}
         for record in records:
             if record.state == "creating" and self._is_orphan(record):
                 self._undo(record)
             elif record.state == "deleting" and self._is_orphan(record) and self._is_first():
                 self._begin(_Work("delete", record.name, lambda error: None))
                 return
-            elif record.store in self._lost:
+            elif record.store in self._lost and record.state in (*LIVE, "deleting"):
                 self._begin(_Work("invalidate", record.name, lambda error: None))
                 return
 
@@ -352,7 +355,7 @@ class Cluster:
         if self._member.table.busy:
             return
         record = self._record(work.name)
-        if work.what != "take" and record is None:
+        if work.what != "take" and (record is None or (work.what == "invalidate" and record.state == "invalid")):
             self._end(None)  # somebody else was quicker
             return
         if work.what == "take":
@@ -385,7 +388,7 @@ class Cluster:
             return ()
         if not keep:
             return self._gone(record)
-        if work.what == "delete":
+        if work.what == "delete" and record.state != "invalid":  # others may have invalidated it meanwhile
             deleting = replace(record, state="deleting", by=self._settings.incarnation)
             return (Put(self._keys.snapshot(work.name), deleting.to_bytes()),)
         return ()
@@ -434,7 +437,8 @@ class Cluster:
         affected = self._affected(work)
         operations: tuple[Operation, ...] = ()
         if work.what == "delete":
-            operations = tuple(operation for record in affected for operation in self._gone(record))
+            record = self._record(work.name)
+            operations = self._gone(record) if record is not None else ()
         else:
             for record in affected:
                 self._effects.log(ERROR, "snapshot_invalid", {"snapshot": record.name, "reason": self._why(work)})

@@ -169,7 +169,7 @@ class Joining:
                     self._session.lost_cluster(result.message)
                 else:
                     self._wait(result.message)
-            else:
+            elif self._mirror.reached(result.revision):  # else its next change brings ``look``
                 self.look()
 
         self._kv.txn(Txn((Compare(alive, Target.CREATE, 0), condition), puts), TXN_TIMEOUT, answered)

@@ -38,11 +38,13 @@ class Leaving:
         session: Session,
         mirror: Mirror,
         timers: Timers,
+        joined: bool,
         committed: tuple[tuple[str, int], ...],
         done: Callable[[bool], None],
     ) -> None:
         self._settings, self._keys, self._kv = settings, keys, kv
         self._session, self._mirror, self._timers = session, mirror, timers
+        self._joined = joined
         self._committed: dict[str, int] = {}
         for store, count in committed:
             self._committed[store] = max(self._committed.get(store, 0), count)
@@ -54,6 +56,8 @@ class Leaving:
         self._timer = self._timers.call_at(self._timers.now() + limit, lambda: self._session.out(None))
         if self._session.phase == START:  # nothing was ever held
             self._go()
+        elif not self._joined:  # what an older incarnation held is for recovery, which marks the counters first
+            self._end_lease()
         else:
             self._session.doubt("leaving")
 
@@ -86,6 +90,9 @@ class Leaving:
 
     def _go(self) -> None:
         self._gone = True
+        self._end_lease()
+
+    def _end_lease(self) -> None:
         if self._session.lease:
             self._kv.lease_revoke(self._session.lease, TXN_TIMEOUT, lambda result: None)
         self._session.out(None)

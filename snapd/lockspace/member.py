@@ -145,7 +145,7 @@ class Member:
         self.locking.end()
         committed = self._committed + self.locking.given_back_tails()
         self._leaving = Leaving(
-            self.settings, self.keys, self._kv, self.session, self.mirror, self.timers, committed, done
+            self.settings, self.keys, self._kv, self.session, self.mirror, self.timers, self._joined, committed, done
         )
         self._update("")
         self._leaving.begin(limit)

@@ -212,7 +212,7 @@ class Recovery:
         holds = self._holds_of(node)
         extents = [nodes[node].key for nodes in mirror.extents.values() if node in nodes]
         if unfinished:
-            self._send(case, unfinished)
+            self._send(case, unfinished[:BATCH])
         elif marks:
             self._send(case, tuple(Put(key, UNTRUSTED_MARK) for key in marks), done=lambda: case.marked.update(marks))
         elif holds or extents:

@@ -166,7 +166,12 @@ class Resources:
 
     def limit(self, entry: Entry) -> None:
         """What the worker is asked for must be done within a TTL. Past the deadline it cannot finish anything, so a
-        stall does not count: an outage of etcd is a pause for who was asked, too."""
+        stall does not count: an outage of etcd is a pause for who was asked, too.
+
+        Nor does the time in which the worker waits for a tail: its batch needs it before a region can be given back.
+        *Why: while the tail of a dead host waits for fencing, which may take minutes, or etcd is full, every host that
+        was asked for such a region would end its own lease.* Who holds a tail waits for nobody, so no two hung hosts
+        excuse one another."""
         self._limit_from(entry, self.timers.now())
 
     def _limit_from(self, entry: Entry, begun: int) -> None:
@@ -177,7 +182,8 @@ class Resources:
 
     def _unanswered(self, entry: Entry, begun: int) -> None:
         now, since = self.timers.now(), self.session.since
-        if self.session.stalled or since > begun:
-            self._limit_from(entry, now if self.session.stalled else since)
+        waits = entry.kind != "tail" and any(other.want for other in self.entries.values() if other.kind == "tail")
+        if self.session.stalled or waits or since > begun:
+            self._limit_from(entry, now if self.session.stalled or waits else since)
             return
         self.session.give_up(f"{entry.resource}: asked back {self.session.ttl} s ago and still in use")

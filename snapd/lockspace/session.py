@@ -237,7 +237,8 @@ class Session:
         if not self.since or self.phase in (START, LOST):
             self.since = self._timers.now()
         self.epoch = kv.mod_revision
-        self.lease = kv.lease
+        if kv.lease != self.lease:  # an older attempt to revive was applied after all: its lease proves itself anew
+            self.lease, self.deadline = kv.lease, 0
         self.phase = UP
         self._generation += 1
         self._proven = True

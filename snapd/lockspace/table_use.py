@@ -45,6 +45,10 @@ class TableUse:
         """Whether some use of the table is queued or under way here."""
         return self._use is not None
 
+    def look(self) -> None:
+        """What ``change`` depends on may have changed."""
+        self._all.step(self._all.entry("table"))
+
     def expire(self, use: Exclusive) -> None:
         """Its time is up: ``withdrawn``, unless the grant was quicker."""
         use.expired = True
@@ -77,7 +81,7 @@ class TableUse:
             return True
         if use.expired or (use.ticket and not entry.ticket):
             self._withdrawn(entry, use)
-            return False
+            return entry.busy  # the next use may have taken a step already
         if not use.ticket:
             if entry.given and not entry.ticket:
                 self._all.send(entry, claims.queue(self._all.who(), "table", EX), self._queued)

@@ -422,3 +422,94 @@ def test_a_host_with_regions_answers_basts_while_the_table_is_frozen() -> None:
     rig.b.want(REGION, EX)
     rig.settle()
     assert rig.b.holds(REGION) == EX
+
+
+def test_who_comes_too_late_to_invalidate_deletes_nothing() -> None:
+    """The ticket went with the lease; meanwhile another host has invalidated it: the record stays for people to see."""
+    rig = ClusterRig("host-a", "host-b", "host-c")
+    assert rig.take("host-a", "s1") is None
+    store = rig.store("s1")
+    rig.c.worker.in_use.add("table")
+    for host in (rig.b, rig.a):
+        host.tell(Overflow(store, "full"))
+        rig.settle()
+    rig.b.pause()
+    rig.etcd.expire(rig.b.member.session.lease)
+    rig.c.worker.in_use.clear()
+    rig.c.worker.give_back("table")
+    rig.run(1)
+    assert rig.record("s1")["state"] == "invalid"
+    rig.b.wake()
+    rig.run(2)
+    assert rig.b.failure is None
+    assert rig.same_table(("s1", "invalid"))
+    tokens = [grant.token for grant in rig.b.grants("table")]
+    assert len(tokens) == len(set(tokens))
+
+
+def test_a_snapshot_that_became_invalid_meanwhile_is_never_told_as_active_again() -> None:
+    """Deleting waits behind an invalidation: it goes from invalid to gone."""
+    rig = ClusterRig("host-a", "host-b", "host-c")
+    assert rig.take("host-a", "s1") is None
+    rig.etcd.fault = lambda call: Fault(response_delay=SECOND // 100) if call.kind == "notice" else NO_FAULT
+    rig.c.worker.in_use.add("table")
+    rig.b.tell(Overflow(rig.store("s1"), "full"))
+    rig.settle()
+    outcome: list[CsnapError | None] = []
+    rig.clusters["host-a"].delete("s1", outcome.append)
+    rig.settle()
+    begun = [len(host.grants("table")) for host in rig.hosts.values()]
+    rig.c.worker.in_use.clear()
+    rig.c.worker.give_back("table")
+    rig.run(2)
+    assert outcome == [None]
+    assert "s/s1" not in rig.stored()
+    for host, first in zip(rig.hosts.values(), begun, strict=True):
+        told = [spec.state for grant in host.grants("table")[first:] for spec in grant.snapshots]
+        assert set(told) <= {"invalid"}
+
+
+def test_a_snapshot_that_is_lost_before_the_watch_shows_it_is_invalidated() -> None:
+    """The worker hears of a new snapshot with the table, which may be before this member's mirror shows it."""
+    rig = ClusterRig("host-a", "host-b")
+    rig.b.worker.in_use.add("table")
+    outcome = rig.start_take("host-a", "s1")
+    rig.settle()
+
+    def lag(call: Call) -> Fault:
+        if call.client.startswith("host-b"):
+            return Fault(response_delay=SECOND if call.kind == "notice" else 0, request_delay=SECOND // 1000)
+        return NO_FAULT
+
+    rig.etcd.fault = lag
+    rig.b.worker.in_use.clear()
+    rig.b.worker.give_back("table")
+    rig.until(lambda: rig.b.holds("table") == CR, 0.5)
+    assert outcome == [None]
+    assert [spec.name for spec in rig.b.worker.held["table"].snapshots] == ["s1"]
+    assert not rig.b.member.snapshots() or rig.b.member.snapshots()[0].state == "creating"
+    rig.b.tell(Overflow(rig.store("s1"), "full"))
+    rig.run(0.1)
+    rig.etcd.fault = lambda call: NO_FAULT
+    rig.run(3)
+    assert rig.same_table(("s1", "invalid"))
+
+
+def test_a_newcomers_answer_lets_the_grant_go_on_at_once() -> None:
+    """Everybody has drained and only a newcomer's device is waited for: its answer is enough, nobody is refused."""
+    rig = ClusterRig("host-a", "host-b")
+    rig.b.worker.in_use.add("table")
+    outcome = rig.start_take("host-a", "s1")
+    rig.run(0.3)
+    rig.silent.add("host-c")
+    rig.add("host-c")
+    rig.run(0.3)
+    rig.b.worker.in_use.clear()
+    rig.b.worker.give_back("table")
+    rig.run(0.3)
+    assert outcome == []
+    request = next(message.request for message in rig.c.worker.received if isinstance(message, Prepare))
+    rig.c.tell(Prepared(request, ""))
+    rig.run(0.3)
+    assert outcome == [None]
+    assert rig.same_table(("s1", "active"))

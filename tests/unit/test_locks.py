@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from snapd.lockspace.kv import Put, Txn
 from snapd.messages import CR, EX, NL, UNTRUSTED, Revoke
+from snapd.units import SECOND
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
-from tests.support.lock_rig import STORE, LockRig
+from tests.support.lock_rig import STORE, UUID, LockRig
 
 REGION, TAIL = "region/7", f"tail/{STORE}"
 
@@ -420,3 +422,28 @@ def test_leaving_puts_what_a_release_under_way_owes() -> None:
     rig.settle()
     assert verdict == [True]
     assert rig.key(f"v/{STORE}") == b"5"
+
+
+def test_an_old_count_does_not_clear_a_mark() -> None:
+    """A region's release that is still under way when its tail was given back and had again counts for nothing."""
+    rig = LockRig("host-a")
+    rig.counter()
+    for resource in ("region/1", TAIL):
+        rig.a.want(resource, EX)
+    rig.settle()
+    rig.a.worker.committed[STORE] = 5
+    slow = rig.etcd.calls + 1
+    rig.etcd.fault = lambda call: Fault(request_delay=SECOND) if call.number == slow else NO_FAULT
+    rig.a.worker.give_back("region/1", NL)
+    rig.run(0.01)
+    rig.a.worker.give_back(TAIL, NL)
+    rig.run(0.01)
+    assert rig.key(f"v/{STORE}") == b"5"
+    rig.etcd.client("test").txn(Txn((), (Put(f"/csnap/{UUID}/v/{STORE}", b"?"),)), SECOND, lambda result: None)
+    rig.a.worker.committed.clear()
+    rig.a.want(TAIL, EX)
+    rig.run(0.01)
+    assert rig.a.grants(TAIL)[-1].counters[0].value == UNTRUSTED
+    rig.run(2)
+    assert rig.key("h/region/1/EX/host-a") is None
+    assert rig.key(f"v/{STORE}") == b"?"

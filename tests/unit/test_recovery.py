@@ -7,6 +7,7 @@ import random
 import pytest
 
 from snapd.errors import Fenced, Refused
+from snapd.lockspace.kv import LeaseResult, Put, Txn
 from snapd.messages import CR, EX, NL, UNTRUSTED
 from snapd.units import SECOND
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
@@ -212,6 +213,78 @@ def test_a_revoke_left_unanswered_for_a_ttl_ends_the_lease_for_good() -> None:
     rig.run(5 * TTL)
     assert isinstance(rig.a.failure, Fenced)
     assert rig.b.holds(REGION) == EX
+
+
+def test_who_waits_for_a_dead_hosts_tail_does_not_count_as_hung() -> None:
+    """Fencing takes longer than a TTL: a region that cannot be given back before the tail comes costs no lease."""
+    rig = LockRig("host-a", "host-b", "host-c")
+    rig.counter()
+    rig.c.want(TAIL, EX)
+    rig.a.want(REGION, EX)
+    rig.settle()
+    rig.c.kill()
+    for host in (rig.a, rig.b):
+        host.fencer.at_once = False
+    rig.a.worker.in_use.add(REGION)
+    rig.a.want(TAIL, EX)
+    rig.b.want(REGION, EX)
+    rig.run(10 * TTL)
+    assert rig.a.failure is None
+    for host in (rig.a, rig.b):
+        host.fencer.confirm()
+    rig.run(1)
+    assert rig.a.holds(TAIL) == EX
+    rig.run(2 * TTL)
+    assert isinstance(rig.a.failure, Fenced)  # now it had all it needs, and a TTL to give the region back
+
+
+def test_stopping_in_the_own_clean_up_leaves_the_rest_to_recovery() -> None:
+    """Old holds are not given up before every counter is marked, also if the daemon is stopped before it could."""
+    rig = LockRig("host-a")
+    rig.counter()
+    busy_host(rig, rig.a)
+    new = restart(rig)
+
+    def no_marks(call: Call) -> Fault:
+        marks = isinstance(call.request, Txn) and any(
+            isinstance(operation, Put) and operation.value == b"?" for operation in call.request.success
+        )
+        return Fault(drop_request=marks)
+
+    rig.etcd.fault = no_marks
+    rig.until(lambda: new.member.session.phase == "up")
+    verdict = new.stop()
+    rig.run(6)
+    assert verdict == [False]
+    assert rig.key(f"h/{TAIL}/EX/host-a") is not None
+    rig.etcd.fault = lambda call: NO_FAULT
+    third = rig.add("host-a")
+    rig.run(2)
+    assert third.member.state == "active"
+    assert rig.key(f"v/{STORE}") == b"?"
+    assert rig.key(f"h/{TAIL}/EX/host-a") is None
+
+
+def test_the_deadline_is_that_of_the_lease_on_the_liveness_key() -> None:
+    """A late attempt to revive is applied under a lease that may be about to end: it has to be renewed first."""
+    rig = LockRig("host-a")
+    leases: list[int] = []
+    client = rig.etcd.client("test")
+    client.lease_grant(
+        3 * TTL, SECOND, lambda result: leases.append(result.lease if isinstance(result, LeaseResult) else 0)
+    )
+    rig.etcd.fault = lambda call: Fault(drop_request=call.client != "test" and call.kind in ("txn", "lease_keepalive"))
+    client.lease_revoke(rig.a.member.session.lease, SECOND, lambda result: None)
+    rig.run(0.5)
+    assert rig.a.member.session.phase == "lost"
+    put = Put(rig.a.member.keys.alive("host-a"), rig.a.settings.incarnation.encode(), leases[0])
+    client.txn(Txn((), (put,)), SECOND, lambda result: None)
+    rig.until(lambda: rig.a.member.session.phase == "up", 2.5)
+    assert rig.a.deadline == 0
+    rig.etcd.fault = lambda call: NO_FAULT
+    rig.run(1)
+    assert rig.a.member.state == "active"
+    assert rig.a.member.session.lease == leases[0]
 
 
 def test_an_outage_does_not_count_against_who_was_asked() -> None:
