@@ -123,11 +123,15 @@ class Traffic:
         self._start(writer)
         return writer
 
-    def write_everywhere(self, export: str = "origin") -> list[Writer]:
-        """Start a writer on each host; all of them write all blocks."""
-        with NbdClient(self._cluster[0].socket, export) as client:
+    def write_all(self, daemon: Daemon, export: str = "origin") -> Writer:
+        """Start a writer of all blocks."""
+        with NbdClient(daemon.socket, export) as client:
             blocks = client.size // BLOCK
-        return [self.write(host, 0, blocks, export) for host in self._cluster]
+        return self.write(daemon, 0, blocks, export)
+
+    def write_everywhere(self, export: str = "origin") -> list[Writer]:
+        """Start a writer of all blocks on each host."""
+        return [self.write_all(host, export) for host in self._cluster]
 
     def read(self, daemon: Daemon, name: str, expected: bytes) -> Reader:
         """Start a reader of a snapshot."""
