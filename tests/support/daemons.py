@@ -156,10 +156,11 @@ class Hosts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for host in self._hosts:
-            print(f"---- {host.name}\n{host.tail()}")
             host.destroy()
         self.etcd.destroy()
+        logs = [f"---- {host.name}\n{host.tail()}" for host in self._hosts]
         shutil.rmtree(self.directory, ignore_errors=True)
+        print("\n".join(logs))  # last: nobody may be listening any more
 
     def __getitem__(self, number: int) -> Daemon:
         return self._hosts[number]
