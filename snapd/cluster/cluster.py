@@ -272,12 +272,18 @@ class Cluster:
         for record in records:
             if record.state == "creating" and self._is_orphan(record):
                 self._undo(record)
+            elif self._blocked():
+                continue
             elif record.state == "deleting" and self._is_orphan(record) and self._is_first():
-                self._begin(_Work("delete", record.name, lambda error: None))
+                self._begin(_Work("delete", record.name, lambda error: None), self._settings.freeze_limit)
                 return
             elif record.store in self._lost and record.state in (*LIVE, "deleting"):
                 self._begin(_Work("invalidate", record.name, lambda error: None))
                 return
+
+    def _blocked(self) -> bool:
+        """A dead host has the table: asking for it would freeze the others, in vain, until fencing has succeeded."""
+        return any(node not in self._mirror.alive for node, _ in self._mirror.holds.get("table", {}))
 
     def _is_orphan(self, record: SnapshotRecord) -> bool:
         """Nobody who is or has to be recovered is about it; or it is left from something we gave up."""
@@ -453,8 +459,8 @@ class Cluster:
 
     def _withdrawn(self, work: _Work) -> None:
         """No grant; nothing was changed."""
-        if work.what == "invalidate" or (work.use is not None and not work.use.expired and work.timer is None):
-            work.use = None  # it must be: queue again
+        if work.what == "invalidate":
+            self._work = None  # it must be: ``_look_for_work`` begins again, when it can
             self.changed()
             return
         late = sorted(node for node, mode in self._mirror.holds.get("table", {}) if mode == CR)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from snapd.errors import CsnapError, LockspaceError, Refused
 from snapd.lockspace.claims import empty
-from snapd.lockspace.kv import Compare, Delete, Operation, Put, TxnResult
+from snapd.lockspace.kv import Compare, Delete, KeyValue, Operation, Put, Target, TxnResult
 from snapd.lockspace.member import Member
 from snapd.units import SECOND
 
@@ -26,11 +26,17 @@ class Reservation:
         self._wanted = ""
         self._done: Callable[[CsnapError | None], None] | None = None
         self._busy = False
+        self._over = 0  # create_revision of a key that was released: its deletion may not be shown yet
 
     @property
     def held(self) -> bool:
         """Whether it is ours, and asked for: a lost lease takes it away."""
-        return bool(self._wanted) and self._done is None and self._member.settings.node in self._member.mirror.creations
+        return bool(self._wanted) and self._done is None and self._mine() is not None
+
+    def _mine(self) -> KeyValue | None:
+        """Our key, unless it is one of a creation that is over."""
+        kv = self._member.mirror.creations.get(self._member.settings.node)
+        return kv if kv is not None and kv.create_revision != self._over else None
 
     def ask(self, name: str, done: Callable[[CsnapError | None], None]) -> None:
         """``done(None)``: nobody else creates a snapshot until ``release``. Refused names who does."""
@@ -39,6 +45,9 @@ class Reservation:
 
     def release(self) -> None:
         """The creation has ended. Who still waits for ``done`` hears that nothing was reserved."""
+        mine = self._mine()
+        if mine is not None:
+            self._over = mine.create_revision
         self._wanted, done, self._done = "", self._done, None
         if done is not None:
             done(LockspaceError("etcd has not answered in time: try again"))
@@ -53,9 +62,15 @@ class Reservation:
         if not member.session.usable or not member.mirror.ready:
             return
         key = member.keys.creation(node)
-        if self._done is not None:
+        found = creations.get(node)
+        if found is not None and not self._wanted:
+            self._over = found.create_revision
+        mine = self._mine()
+        if found is not None and mine is None:
+            self._send((Compare(key, Target.CREATE, self._over),), Delete(key))
+        elif self._done is not None:
             others = {other: kv.value.decode(errors="replace") for other, kv in creations.items() if other != node}
-            if node in creations:
+            if mine is not None:
                 done, self._done = self._done, None
                 done(None)
             elif others:
@@ -65,8 +80,6 @@ class Reservation:
             else:
                 put = Put(key, self._wanted.encode(), member.session.lease)
                 self._send((empty(member.keys.creations),), put)
-        elif not self._wanted and node in creations:
-            self._send((), Delete(key))
 
     def _send(self, conditions: tuple[Compare, ...], operation: Operation) -> None:
         if self._busy:

@@ -41,7 +41,7 @@ class Entry:
     want            what the worker waits for, NL if for nothing
     ticket          create_revision of our ticket, 0: none; ticket_mode: what it is for
     done            what the worker gave back and etcd was not told yet
-    under           the tokens of the tails under which its counts are true, by store
+    told            a tail's: its token, and the most that the worker said it has committed under it
     busy            a transaction about it is under way: one at a time
     quiet           until when nothing is tried: a condition failed that should have held
     revoked         what the worker was asked to come down to, None if it was not asked
@@ -49,7 +49,7 @@ class Entry:
 
     __slots__ = (
         "busy", "done", "given", "given_at", "hold", "kind", "quiet", "resource", "revoke_timer", "revoked",
-        "revoked_at", "ticket", "ticket_mode", "timer", "token", "under", "want", "want_since",
+        "revoked_at", "ticket", "ticket_mode", "timer", "token", "told", "want", "want_since",
     )  # fmt: skip
 
     def __init__(self, resource: str) -> None:
@@ -58,7 +58,7 @@ class Entry:
         self.hold = self.token = self.given = self.want = self.ticket = self.ticket_mode = NL
         self.want_since = self.given_at = self.revoked_at = self.quiet = 0
         self.done: Done | None = None
-        self.under: dict[str, int] = {}
+        self.told = (0, 0)
         self.busy = False
         self.revoked: int | None = None
         self.revoke_timer: Timer | None = None

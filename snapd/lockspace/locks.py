@@ -67,7 +67,10 @@ class Locks:
         entry = self._all.entry(message.resource)
         self._given_back(entry, message.mode)
         entry.done = message
-        entry.under = {store: self._tail_token(store) for store, _ in message.committed}
+        for store, count in message.committed:
+            tail = self._all.entries.get(f"tail/{store}")
+            if tail is not None:
+                tail.told = (tail.token, max(count, tail.told[1]) if tail.told[0] == tail.token else count)
         if message.resource == "table" and not self._table.queued:
             entry.want, entry.want_since = CR, self._all.timers.now()
         self._step(entry)
@@ -87,10 +90,6 @@ class Locks:
         if entry.revoke_timer is not None:
             entry.revoke_timer.cancel()
             entry.revoke_timer = None
-
-    def _tail_token(self, store: str) -> int:
-        tail = self._all.entries.get(f"tail/{store}")
-        return tail.token if tail is not None else 0
 
     def given_back_tails(self) -> tuple[tuple[str, int], ...]:
         """What the releases of tails owe that are still under way."""
@@ -234,7 +233,7 @@ class Locks:
             entry.done = None
             self._step(entry)
             return
-        puts, when, bumps = self._owed(entry, done)
+        puts, when, bumps = self._owed(done)
         told = {store: self._all.counters[store] for store, _ in bumps}
         if entry.kind == "tail" and done.reserved:
             store = entry.resource.partition("/")[2]
@@ -255,24 +254,23 @@ class Locks:
         branches = claims.release(self._all.who(), entry.resource, entry.hold, entry.token, done.mode, puts, when)
         self._all.send(entry, branches, released)
 
-    def _owed(
-        self, entry: Entry, done: Done
-    ) -> tuple[tuple[Operation, ...], tuple[Compare, ...], tuple[tuple[str, int], ...]]:
+    def _owed(self, done: Done) -> tuple[tuple[Operation, ...], tuple[Compare, ...], tuple[tuple[str, int], ...]]:
         """What this release owes: puts of counters, each under the condition that it is the one we know.
 
         A tail that the worker gave back is ours until etcd says so: what its release owes, every other one owes too,
-        or a region could be had with a counter that does not cover what was committed in it. Under a later grant of
-        the tail an old count says nothing: others may have appended, and died without a bump.
+        or a region could be had with a counter that does not cover what was committed in it. What counts is the most
+        that was told under this grant of the tail: a release may be overtaken, its counter marked meanwhile, and under
+        a later grant its count says nothing, others may have appended and died without a bump.
         """
-        own = [(store, count) for store, count in done.committed if entry.under.get(store) == self._tail_token(store)]
         puts: list[Operation] = []
         when: list[Compare] = []
         bumps: list[tuple[str, int]] = []
-        for store, count in _highest(*self.given_back_tails(), *own):
+        for store in dict(self.given_back_tails() + done.committed):
             tail = self._all.entries.get(f"tail/{store}")
             revision, value = self._all.counters.get(store, (0, UNTRUSTED))
-            if tail is None or tail.hold != EX or self._all.dropped(store):
+            if tail is None or tail.hold != EX or tail.told[0] != tail.token or self._all.dropped(store):
                 continue  # without the tail nothing is owed; a dropped store has no counter
+            count = tail.told[1]
             if value != UNTRUSTED and count < value:
                 self._all.effects.log(ERROR, "counter_behind", {"store": store, "committed": count, "counter": value})
             elif count != value:
@@ -321,11 +319,3 @@ class Locks:
         if not modes:
             return None
         return NL if EX in modes or entry.kind != "region" else CR
-
-
-def _highest(*owed: tuple[str, int]) -> tuple[tuple[str, int], ...]:
-    """The highest count of each store."""
-    counts: dict[str, int] = {}
-    for store, count in owed:
-        counts[store] = max(counts.get(store, 0), count)
-    return tuple(counts.items())

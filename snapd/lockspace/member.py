@@ -21,7 +21,7 @@ from snapd.lockspace.kv import Kv, Operation
 from snapd.lockspace.leaving import Leaving
 from snapd.lockspace.locks import Locks
 from snapd.lockspace.mirror import Mirror
-from snapd.lockspace.ports import ACTIVE, FENCED, JOINING, LEAVING, STALLED, WARNING, Effects, Settings, Timers
+from snapd.lockspace.ports import ACTIVE, ERROR, FENCED, JOINING, LEAVING, STALLED, Effects, Settings, Timers
 from snapd.lockspace.records import FormatRecord, MemberRecord, SnapshotRecord, TicketRecord
 from snapd.lockspace.recovery import Recovery
 from snapd.lockspace.resources import Resources
@@ -106,6 +106,7 @@ class Member:
         self._operator: Operator | None = None
         self._state = JOINING
         self._joined = self._serving = False
+        self._named: set[str] = set()
         self._committed: tuple[tuple[str, int], ...] = ()
 
     def attach(self, operator: Operator) -> None:
@@ -254,12 +255,18 @@ class Member:
         try:
             return FormatRecord.from_bytes(kv.key, kv.value) if kv is not None else None
         except FormatError as error:
-            self.effects.log(WARNING, "bad_record", {"error": error})
+            self._bad_record(error)
             return None
 
     def snapshots(self) -> tuple[SnapshotRecord, ...]:
         """The table as the mirror has it, newest first; snapshots being created last."""
-        return tuple(records_of(self.mirror.snapshots.values(), self.effects))
+        return tuple(records_of(self.mirror.snapshots.values(), self._bad_record))
+
+    def _bad_record(self, error: FormatError) -> None:
+        """Once: snapshots are looked at whenever something changes."""
+        if str(error) not in self._named:
+            self._named.add(str(error))
+            self.effects.log(ERROR, "bad_record", {"error": error})
 
     def locks(self) -> list[LockRow]:
         """Every hold and ticket of every member, waiters after holders."""

@@ -10,6 +10,7 @@ that snapshot or member only.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from functools import cache, lru_cache
 from typing import ClassVar, Self, get_type_hints
@@ -26,12 +27,15 @@ SNAPSHOT_STATES = ("creating", "active", "overflow", "invalid", "deleting")
 PROTOCOL = 1
 UNTRUSTED_MARK = b"?"
 MAX_NUMBER = 2**63 - 1
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
 class _Record:
     """JSON with exactly the fields of the dataclass, each of its type."""
 
     choices: ClassVar[dict[str, tuple[object, ...]]] = {}
+    named: ClassVar[str] = ""
+    """The field that repeats the last part of the key."""
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()  # type: ignore[call-overload]
@@ -51,7 +55,14 @@ class _Record:
             raise FormatError(f"{key}: {data[:80]!r}: expected an object with the fields {', '.join(sorted(types))}")
         for name, value in values.items():
             _check(key, name, value, types[name], cls.choices.get(name))
-        return cls(**values)
+        if cls.named and values[cls.named] != key.rpartition("/")[2]:
+            raise FormatError(f"{key}: {cls.named} {values[cls.named]!r}: expected that of the key")
+        record = cls(**values)
+        record.check(key)
+        return record
+
+    def check(self, key: str) -> None:
+        """Raise FormatError for what the types do not say."""
 
 
 @cache
@@ -101,6 +112,7 @@ class MemberRecord(_Record):
     by_node: str = ""
 
     choices: ClassVar[dict[str, tuple[object, ...]]] = {"state": MEMBER_STATES}
+    named: ClassVar[str] = "node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +133,13 @@ class SnapshotRecord(_Record):
     by: str = ""
 
     choices: ClassVar[dict[str, tuple[object, ...]]] = {"state": SNAPSHOT_STATES}
+    named: ClassVar[str] = "name"
+
+    def check(self, key: str) -> None:
+        if not _UUID.fullmatch(self.store):  # it is part of the names of locks
+            raise FormatError(f"{key}: store {self.store!r}: expected a UUID")
+        if not self.path.startswith("/"):
+            raise FormatError(f"{key}: path {self.path!r}: expected an absolute path")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,8 @@ class Resources:
         return entry
 
     def forget(self, entry: Entry) -> None:
-        if entry.unused and self.entries.get(entry.resource) is entry:
+        """Not the table: a use of it may wait there with nothing else, its ticket deleted by others."""
+        if entry.unused and entry.kind != "table" and self.entries.get(entry.resource) is entry:
             self.calm(entry)
             del self.entries[entry.resource]
 
@@ -150,8 +151,11 @@ class Resources:
             Counter(kv.key.rpartition("/")[2], kv.mod_revision, counter_value(kv.key, kv.value)) for kv in ranges[0]
         )
         skip = self._skip(ranges[1]) if entry.kind == "tail" else 0
-        snapshots = table_of(ranges[1], self.effects) if entry.kind == "table" else ()
+        snapshots = table_of(ranges[1], self._bad_record) if entry.kind == "table" else ()
         self.effects.send(Grant(entry.resource, entry.hold, entry.token, counters, skip, snapshots))
+
+    def _bad_record(self, error: FormatError) -> None:
+        self.effects.log(ERROR, "bad_record", {"error": error})
 
     def _skip(self, extents: tuple[KeyValue, ...]) -> int:
         """The first COW chunk behind all extents. One that makes no sense may be any: then nothing is free."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
 from snapd.cluster.cluster import PREPARE_LIMIT, Cluster, NewSnapshot
 from snapd.errors import CsnapError, Refused
+from snapd.lockspace.kv import Delete, Txn
 from snapd.messages import CR, EX, NL, Forget, Invalidate, Invalidated, Message, Overflow, Prepare, Prepared
 from snapd.units import SECOND
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
@@ -54,7 +56,7 @@ class ClusterRig(LockRig):
     def start_take(self, node: str, name: str) -> list[CsnapError | None]:
         """Begin; the list gets the outcome."""
         outcome: list[CsnapError | None] = []
-        new = NewSnapshot(name, f"{len(name):08d}-2222-4333-8444-{name:0>12}", f"/dev/{name}", f"id-{name}", False, 1)
+        new = NewSnapshot(name, str(uuid5(NAMESPACE_URL, name)), f"/dev/{name}", f"id-{name}", False, 1)
 
         def reserved(error: CsnapError | None) -> None:
             if error is None:
@@ -513,3 +515,83 @@ def test_a_newcomers_answer_lets_the_grant_go_on_at_once() -> None:
     rig.run(0.3)
     assert outcome == [None]
     assert rig.same_table(("s1", "active"))
+
+
+def test_a_reservation_that_is_being_released_is_not_had_again() -> None:
+    """Its deletion is not shown yet: a new creation waits for it, or another host could format the same device."""
+    rig = ClusterRig("host-a", "host-b")
+    cluster = rig.clusters["host-a"]
+    outcome: list[CsnapError | None] = []
+    cluster.reserve("s1", "id-1", outcome.append)
+    rig.settle()
+    cluster.abandon()
+    cluster.reserve("s2", "id-2", outcome.append)
+    assert outcome == [None]
+    rig.settle()
+    assert outcome == [None, None]
+    assert rig.key("c/host-a") == b"s2"
+
+
+def test_a_table_ticket_deleted_by_others_is_noticed() -> None:
+    """Nothing else of the table is left on the host whose ticket it was: it still goes on by itself."""
+    rig = ClusterRig("host-a", "host-b", "host-c")
+    assert rig.take("host-a", "s1") is None
+    rig.c.worker.in_use.add("table")
+    rig.a.tell(Overflow(rig.store("s1"), "full"))
+    rig.settle()
+    assert rig.a.holds("table") == NL
+    rig.etcd.client("test").txn(Txn((), (Delete(rig.a.member.keys.ticket("table", "host-a")),)), SECOND, lambda r: None)
+    rig.run(0.001)
+    rig.a.member.ready()  # as after any pause: what is known of nothing is forgotten
+    rig.run(1)
+    assert "q/table/host-a" in rig.stored()
+    rig.c.worker.in_use.clear()
+    rig.c.worker.give_back("table")
+    rig.run(1)
+    assert rig.same_table(("s1", "invalid"))
+
+
+def test_a_lost_snapshot_freezes_nobody_while_a_dead_host_is_fenced() -> None:
+    """The table of the dead cannot be had before: until then nobody is asked for his."""
+    rig = ClusterRig("host-a", "host-b", "host-c")
+    assert rig.take("host-a", "s1") is None
+    for host in (rig.a, rig.b):
+        host.fencer.at_once = False
+    rig.c.kill()
+    rig.run(2 * TTL)
+    rig.a.tell(Overflow(rig.store("s1"), "full"))
+    for _ in range(20):
+        rig.run(1)
+        assert rig.a.holds("table") == rig.b.holds("table") == CR
+    for host in (rig.a, rig.b):
+        host.fencer.confirm()
+    rig.run(1)
+    del rig.hosts["host-c"]
+    assert rig.same_table(("s1", "invalid"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"}, {"store": "x"}, {"store": "../m"}, {"path": "dev"}, {"state": "gone"}, {"place": -1},
+        {"by": 7}, {"generation": 2**70},
+    ],
+)  # fmt: skip
+def test_a_snapshot_record_that_makes_no_sense_is_named_once_and_harms_nobody(change: dict[str, object]) -> None:
+    """Hosts and other snapshots go on, also if it pretends to be being created by nobody."""
+    rig = ClusterRig("host-a", "host-b")
+    assert rig.take("host-a", "s1") is None
+    record = {
+        **rig.record("s1"),
+        "name": "s2",
+        "store": str(uuid5(NAMESPACE_URL, "s2")),
+        "state": "creating",
+        "by": "x",
+    }
+    rig.put("s/s2", json.dumps({**record, **change}).encode())
+    rig.a.want(REGION, EX)
+    rig.run(5)
+    assert rig.a.holds(REGION) == EX
+    assert len([event for event in rig.a.events("bad_record") if "s/s2" in str(event["error"])]) == 1
+    assert rig.take("host-b", "s3") is None
+    assert rig.same_table(("s3", "active"), ("s1", "active"))

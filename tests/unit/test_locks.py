@@ -447,3 +447,23 @@ def test_an_old_count_does_not_clear_a_mark() -> None:
     rig.run(2)
     assert rig.key("h/region/1/EX/host-a") is None
     assert rig.key(f"v/{STORE}") == b"?"
+
+
+def test_a_release_that_was_overtaken_does_not_lower_a_marked_counter() -> None:
+    """Two regions are given back under one tail; between their releases a recovery marks the counter."""
+    rig = LockRig("host-a")
+    rig.counter()
+    for resource in ("region/1", "region/2", TAIL):
+        rig.a.want(resource, EX)
+    rig.settle()
+    slow = rig.etcd.calls + 1
+    rig.etcd.fault = lambda call: Fault(request_delay=SECOND) if call.number == slow else NO_FAULT
+    for region, count in (("region/1", 6), ("region/2", 7)):
+        rig.a.worker.committed[STORE] = count
+        rig.a.worker.give_back(region, NL)
+        rig.run(0.01)
+    assert rig.key(f"v/{STORE}") == b"7"
+    rig.etcd.client("test").txn(Txn((), (Put(f"/csnap/{UUID}/v/{STORE}", b"?"),)), SECOND, lambda result: None)
+    rig.run(2)
+    assert rig.key("h/region/1/EX/host-a") is None
+    assert rig.key(f"v/{STORE}") == b"7"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -501,6 +502,18 @@ def test_a_member_record_that_makes_no_sense_is_named_and_harms_nobody() -> None
     rig.a.want(REGION, EX)
     rig.settle()
     assert rig.a.holds(REGION) == EX
+
+
+def test_a_member_record_under_another_name_fences_nobody() -> None:
+    """A copy of a live host's record, said to be under recovery by this very host, is named and left alone."""
+    rig = LockRig("host-a", "host-b")
+    record = json.loads(rig.key("m/host-b") or b"")
+    record.update(state="fencing", by=rig.a.settings.incarnation, by_node="host-a")
+    rig.put("m/host-z", json.dumps(record).encode())
+    rig.run(3 * TTL)
+    assert rig.a.fencer.fenced == []
+    assert len(rig.a.events("bad_record")) == 1
+    assert rig.b.member.state == "active"
 
 
 @pytest.mark.parametrize("seed", range(30))
