@@ -5,8 +5,11 @@ Taking: nobody ever holds EX, so nobody's death or hang freezes the cluster.
     0. ``reserve``: nobody else creates one; the caller formats the COW device. Crash: an unused device
     1. s/<name> = creating, by this incarnation       crash: recovery, or anybody if it left in order, deletes it
     2. every member opens the COW device and says so in o/<store>/<node>; one that cannot refuses, by name
-    3. a ticket for the table: everybody drains and gives the table back; after the freeze limit it is withdrawn
-    4. the granting transaction puts s/<name> = active and the counter, and swaps the ticket for CR
+    3. the generation that s/<name> announces goes into the sidecars of all live stores, with FUA: an etcd that is set
+       back to before this snapshot has older records, and is refused      crash: as 1; who undoes it raises the records
+    4. a ticket for the table: everybody drains and gives the table back; after the freeze limit it is withdrawn
+    5. the granting transaction puts s/<name> = active, its counter and the generation of every live record, and swaps
+       the ticket for CR
                                                       crash before: as 1; after: the snapshot is there
 
 Deleting a live snapshot, with the table's EX held:
@@ -25,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from snapd.cluster.generations import LIVE, live, next_generation, raised, undoing
 from snapd.cluster.prepare import Preparation
 from snapd.cluster.reservation import Reservation
 from snapd.errors import CsnapError, LockspaceError, Refused
@@ -34,7 +38,7 @@ from snapd.lockspace.kv import Compare, Delete, Operation, Put, Target, TxnResul
 from snapd.lockspace.member import Member
 from snapd.lockspace.ports import ERROR, NOTICE, WARNING, Timer
 from snapd.lockspace.records import MemberRecord, SnapshotRecord
-from snapd.messages import CR, Invalidate, Invalidated, Message, Overflow, Prepared
+from snapd.messages import CR, Invalidate, Invalidated, Message, Overflow, Prepared, Seal, Sealed
 from snapd.units import SECOND
 
 MAX_SNAPSHOTS = 16
@@ -45,8 +49,6 @@ RESERVE_LIMIT = 5 * SECOND
 
 PREPARE_LIMIT = 10 * SECOND
 """How long every member may take to open a COW device; nothing is frozen meanwhile."""
-
-LIVE = ("active", "overflow")
 
 Finished = Callable[[CsnapError | None], None]
 """Called once. None: done. Refused: nothing was changed, and the text says why and which host."""
@@ -74,7 +76,8 @@ class _Work:
     new: SnapshotRecord | None = None
     use: Exclusive | None = None
     timer: Timer | None = None
-    unanswered: set[int] = field(default_factory=set)  # Invalidate requests
+    unanswered: set[int] = field(default_factory=set)  # Seal or Invalidate requests
+    sealed: bool = False
     registered: bool = False
 
 
@@ -149,7 +152,7 @@ class Cluster:
             return
         record = SnapshotRecord(
             snapshot.name, snapshot.store, snapshot.path, snapshot.identity, "creating", snapshot.writable,
-            snapshot.generation, 0, self._settings.incarnation,
+            next_generation(self._member.snapshots()), 0, self._settings.incarnation,
         )  # fmt: skip
         self._begin(_Work("take", snapshot.name, done, record), PREPARE_LIMIT)
 
@@ -206,7 +209,9 @@ class Cluster:
             self._member.table.expire(work.use)
         elif work.what == "take":
             silent = self._silent(work)
-            if not silent:
+            if work.unanswered:
+                self._end(Refused(f"snapshot {work.name}: the sidecars of the live ones could not be written in time"))
+            elif not silent:
                 self._end(LockspaceError(f"snapshot {work.name}: etcd has not answered in time: try again"))
             else:
                 what = f"snapshot {work.name}: {', '.join(silent)}"
@@ -246,16 +251,17 @@ class Cluster:
         elif isinstance(message, Overflow):
             self._lost.setdefault(message.store, message.reason)
             self.changed()
+        elif isinstance(message, Sealed):
+            self._sealed(message)
         elif isinstance(message, Invalidated):
             self._invalidated(message)
 
-    def settle(self, incarnation: str) -> tuple[Operation, ...] | None:
+    def settle(self, incarnation: str) -> tuple[tuple[Compare, ...], tuple[Operation, ...]]:
         """What a dead member was creating is undone; what it was deleting still works, and is found later."""
-        return tuple(
-            Delete(self._keys.snapshot(record.name))
-            for record in self._member.snapshots()
-            if record.by == incarnation and record.state == "creating"
-        )
+        creating = [
+            record for record in self._member.snapshots() if record.by == incarnation and record.state == "creating"
+        ]
+        return self._undoing(creating[0]) if creating else ((), ())
 
     def ended(self, why: str) -> None:
         if self._work is not None and self._work.what == "reserve":
@@ -277,7 +283,7 @@ class Cluster:
             elif record.state == "deleting" and self._is_orphan(record) and self._is_first():
                 self._begin(_Work("delete", record.name, lambda error: None), self._settings.freeze_limit)
                 return
-            elif record.store in self._lost and record.state in (*LIVE, "deleting"):
+            elif record.store in self._lost and record.state in LIVE:
                 self._begin(_Work("invalidate", record.name, lambda error: None))
                 return
 
@@ -327,16 +333,46 @@ class Cluster:
         refusals = [f"{node}: {kv.value.decode(errors='replace')}" for node, kv in sorted(answers.items()) if kv.value]
         if refusals:
             self._end(Refused(f"snapshot {new.name}: {'; '.join(refusals)}"))
-        elif not self._silent(work):
+        elif self._silent(work):
+            return
+        elif work.sealed:
             self._queue(work)
+        elif not work.unanswered:
+            self._seal(work, new)
+
+    def _seal(self, work: _Work, new: SnapshotRecord) -> None:
+        stores = live(self._member.snapshots())
+        for record in stores:
+            self._requests += 1
+            work.unanswered.add(self._requests)
+            self._effects.send(Seal(self._requests, record.store, new.generation))
+        if not stores:
+            work.sealed = True
+            self._queue(work)
+
+    def _sealed(self, message: Sealed) -> None:
+        work = self._work
+        if work is None or work.what != "take" or message.request not in work.unanswered:
+            return
+        if message.error:
+            self._end(Refused(f"snapshot {work.name}: the sidecar of a live one cannot be written: {message.error}"))
+            return
+        work.unanswered.discard(message.request)
+        work.sealed = not work.unanswered
+        self.changed()
 
     def _register(self, new: SnapshotRecord) -> None:
         key = self._keys.snapshot(new.name)
         self._send((Compare(key, Target.CREATE, 0),), (Put(key, new.to_bytes()),))
 
     def _undo(self, record: SnapshotRecord) -> None:
-        kv = self._mirror.snapshots[record.name]
-        self._send((Compare(kv.key, Target.MOD, kv.mod_revision),), (Delete(kv.key),))
+        self._send(*self._undoing(record))
+
+    def _undoing(self, record: SnapshotRecord) -> tuple[tuple[Compare, ...], tuple[Operation, ...]]:
+        """Under the revisions of all records that it was made from."""
+        unchanged = [self._mirror.snapshots[each.name] for each in (record, *live(self._member.snapshots()))]
+        conditions = tuple(Compare(kv.key, Target.MOD, kv.mod_revision) for kv in unchanged)
+        return conditions, undoing(self._keys, self._member.snapshots(), record)
 
     def _send(self, conditions: tuple[Compare, ...], operations: tuple[Operation, ...]) -> None:
         """One at a time; what became of it is read from the mirror."""
@@ -389,7 +425,8 @@ class Cluster:
             place = 1 + max((each.place for each in self._member.snapshots()), default=0)
             taken = replace(work.new, state="active", place=place, by="")
             counter = self._keys.counter(work.new.store)
-            return Put(self._keys.snapshot(work.name), taken.to_bytes()), Put(counter, b"0")
+            others = raised(self._keys, self._member.snapshots(), work.new.generation)
+            return Put(self._keys.snapshot(work.name), taken.to_bytes()), Put(counter, b"0"), *others
         if record is None:
             return ()
         if not keep:

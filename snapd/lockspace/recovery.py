@@ -36,8 +36,8 @@ BATCH = 100
 
 LOOK_AGAIN = SECOND // 4
 
-Settle = Callable[[str], tuple[Operation, ...] | None]
-"""Asked with a dead incarnation: what finishes or undoes its snapshots; None: not yet, ``look`` will be called."""
+Settle = Callable[[str], tuple[tuple[Compare, ...], tuple[Operation, ...]]]
+"""Asked with a dead incarnation: under which conditions what undoes its snapshots; nothing if there are none."""
 
 
 class Case:
@@ -70,7 +70,7 @@ class Recovery:
         self._settings, self._keys, self._session, self._mirror = settings, keys, session, mirror
         self._timers, self._effects, self._fencer = timers, effects, fencer
         self._own_record = own_record
-        self.settle: Settle = lambda incarnation: ()
+        self.settle: Settle = lambda incarnation: ((), ())
         self._cases: dict[str, Case] = {}
         self._scheduled = False
 
@@ -205,14 +205,12 @@ class Recovery:
 
     def _clean(self, case: Case) -> None:
         node, mirror = case.record.node, self._mirror
-        unfinished = self.settle(case.record.incarnation)
-        if unfinished is None:
-            return
+        conditions, unfinished = self.settle(case.record.incarnation)
         marks = [kv.key for kv in mirror.counters.values() if kv.key not in case.marked][:BATCH]
         holds = self._holds_of(node)
         extents = [nodes[node].key for nodes in mirror.extents.values() if node in nodes]
         if unfinished:
-            self._send(case, unfinished[:BATCH])
+            self._send(case, unfinished, conditions)
         elif marks:
             self._send(case, tuple(Put(key, UNTRUSTED_MARK) for key in marks), done=lambda: case.marked.update(marks))
         elif holds or extents:

@@ -11,7 +11,21 @@ import pytest
 from snapd.cluster.cluster import PREPARE_LIMIT, Cluster, NewSnapshot
 from snapd.errors import CsnapError, Refused
 from snapd.lockspace.kv import Delete, Txn
-from snapd.messages import CR, EX, NL, Forget, Invalidate, Invalidated, Message, Overflow, Prepare, Prepared
+from snapd.lockspace.snapshots import table_of
+from snapd.messages import (
+    CR,
+    EX,
+    NL,
+    Forget,
+    Invalidate,
+    Invalidated,
+    Message,
+    Overflow,
+    Prepare,
+    Prepared,
+    Seal,
+    Sealed,
+)
 from snapd.units import SECOND
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
 from tests.support.lock_rig import TTL, Host, LockRig
@@ -26,6 +40,8 @@ class ClusterRig(LockRig):
         self.clusters: dict[str, Cluster] = {}
         self.open: dict[str, set[str]] = {}
         self.invalidated: list[tuple[str, str]] = []
+        self.sealed: list[tuple[str, str, int]] = []
+        self.unsealable = ""
         self.refusing: dict[str, str] = {}
         self.silent: set[str] = set()
         super().__init__(*nodes)
@@ -49,6 +65,9 @@ class ClusterRig(LockRig):
             host.tell(Prepared(message.request, error))
         elif isinstance(message, Forget):
             self.open[host.node].discard(message.store)
+        elif isinstance(message, Seal):
+            self.sealed.append((host.node, message.store, message.generation))
+            host.tell(Sealed(message.request, self.unsealable))
         elif isinstance(message, Invalidate):
             self.invalidated.append((host.node, message.store))
             host.tell(Invalidated(message.request, ""))
@@ -215,6 +234,64 @@ def test_a_frozen_member_deletes_a_ticket_that_is_too_old() -> None:
     rig.run(10)
     assert rig.b.holds("table") == CR
     assert rig.b.events("table_ticket_deleted")
+
+
+def generations(rig: ClusterRig) -> dict[str, object]:
+    return {key[2:]: json.loads(value)["generation"] for key, value in rig.stored().items() if key.startswith("s/")}
+
+
+def test_taking_a_snapshot_raises_the_generation_of_every_live_one_first_on_disk() -> None:
+    """Sidecars are sealed before the grant; the granting transaction raises the records to the same generation."""
+    rig = ClusterRig("host-a", "host-b")
+    assert rig.take("host-a", "s1") is None
+    assert rig.sealed == []
+    assert generations(rig) == {"s1": 1}
+    assert rig.take("host-b", "s2") is None
+    assert rig.sealed == [("host-b", rig.store("s1"), 2)]
+    assert generations(rig) == {"s1": 2, "s2": 2}
+    told = {spec.name: spec.generation for spec in rig.a.worker.held["table"].snapshots}
+    assert told == {"s1": 2, "s2": 2}
+
+
+def test_a_sidecar_that_cannot_be_raised_refuses_the_snapshot() -> None:
+    """Nothing is frozen, nothing is left, and the records say what the sidecars may have got."""
+    rig = ClusterRig("host-a", "host-b")
+    assert rig.take("host-a", "s1") is None
+    rig.unsealable = "Input/output error"
+    error = rig.take("host-a", "s2")
+    assert "Input/output error" in str(error)
+    rig.settle()
+    assert generations(rig) == {"s1": 2}
+
+
+def test_while_a_snapshot_is_taken_sidecars_may_be_as_new_as_it_announces() -> None:
+    """A host that opens the older device between the seal and the grant is told the announced generation."""
+    rig = ClusterRig("host-a", "host-b")
+    assert rig.take("host-a", "s1") is None
+    rig.b.worker.in_use.add("table")
+    rig.start_take("host-a", "s2")
+    rig.run(0.5)
+    rig.add("host-c")
+    rig.run(0.5)
+    assert generations(rig) == {"s1": 1, "s2": 2}
+    records = list(rig.a.member.mirror.snapshots.values())
+    assert [spec.generation for spec in table_of(records, lambda error: None)] == [2]
+
+
+@pytest.mark.parametrize("after", [0.0005, 0.001, 0.0015, 0.002, 0.003, 0.2])
+def test_a_dead_coordinators_announcement_is_kept(after: float) -> None:
+    """Whoever undoes the taking raises the records: a sealed sidecar is never newer than its record."""
+    rig = ClusterRig("host-a", "host-b", "host-c")
+    assert rig.take("host-a", "s1") is None
+    rig.c.worker.in_use.add("table")
+    rig.start_take("host-a", "s2")
+    rig.run(after)
+    rig.a.kill()
+    rig.c.worker.in_use.clear()
+    rig.c.worker.give_back("table")
+    rig.run(6 * TTL)
+    assert set(generations(rig)) == {"s1"}
+    assert generations(rig)["s1"] in ({2} if rig.sealed else {1, 2})
 
 
 def test_one_snapshot_is_created_at_a_time_in_the_whole_cluster() -> None:
