@@ -50,7 +50,7 @@ class _Record:
             values = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{key}: {data[:80]!r}: expected JSON") from error
-        types = _types(cls)
+        types = _types(cls)  # type: ignore[arg-type]  # mypy: a class of ours is hashable
         if not isinstance(values, dict) or values.keys() != types.keys():
             raise FormatError(f"{key}: {data[:80]!r}: expected an object with the fields {', '.join(sorted(types))}")
         for name, value in values.items():
