@@ -74,3 +74,10 @@ def note(words: memoryview, row: int, count: int, nanoseconds: int) -> None:
     words[row + 1] += count
     words[row + 3] += nanoseconds
     words[row + 4 + min(nanoseconds.bit_length(), BUCKETS - 1)] += 1
+
+
+def note_together(words: memoryview, row: int, operations: int, nanoseconds: int) -> None:
+    """Count ``operations`` that took ``nanoseconds`` each into a row."""
+    words[row] += operations
+    words[row + SUM] += operations * nanoseconds
+    words[row + HISTOGRAM + min(nanoseconds.bit_length(), BUCKETS - 1)] += operations

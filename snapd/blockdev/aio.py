@@ -18,6 +18,10 @@ The kernel signals the eventfd once for each completion, after the completion ca
 difference *owed* = reaped - read from the eventfd: while that is positive the eventfd is (or will be) readable
 for nothing and is read; were it negative, a wake-up would have been swallowed, so reap goes round again.
 
+Each operation is counted and timed, from the io_submit that took it to the reap that found it, with one clock a
+kick and one a reap. A slot remembers one number: which kick will take it, and its device's row of the counters page.
+What completes together with the same number is counted together (what that costs: docs/performance.md).
+
 What was found on Linux 6.18, 6.1 alike by source: AIO FDSYNC and RWF_DSYNC work on ext4, tmpfs, loop and block
 devices; a kernel or file system that refuses RWF_DSYNC answers EOPNOTSUPP (EINVAL before 4.13), and the write
 is repeated as a write and a flush. AIO on a file that is not open with O_DIRECT is done inside io_submit.
@@ -29,6 +33,7 @@ import ctypes
 import os
 import platform
 import select
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -36,8 +41,11 @@ from errno import EAGAIN, EFAULT, EINVAL, EIO, EOPNOTSUPP
 from struct import Struct
 from typing import Any
 
+from snapd import counters
 from snapd.blockdev.arena import Arena
 from snapd.blockdev.base import Done
+from snapd.clock import Clock
+from snapd.counters import BUCKETS, HISTOGRAM, SUM
 
 SETUP, DESTROY, SUBMIT, GETEVENTS = (206, 207, 209, 208) if platform.machine() == "x86_64" else (0, 1, 2, 4)
 """System call numbers: x86_64's own, and the generic ones of aarch64 and riscv64."""
@@ -53,6 +61,11 @@ CALL_AT = 12
 IOVEC = Struct("<QQ")
 MAX_PIECES = 16
 EVENT = Struct("<QQqq")  # data, iocb, result, result2
+
+KICK = 1 << counters.WORDS.bit_length()
+"""A slot's number is a multiple of this, the kick, and a row."""
+KICKS_KEPT = 4096
+"""Kicks whose time is remembered before those are looked for that nothing in flight belongs to."""
 
 HEAD, TAIL, MAGIC = 2, 3, 4  # words of the completion ring that io_setup maps: empty when head == tail
 RING_MAGIC = 0xA10A10A1
@@ -95,12 +108,22 @@ class AioEngine:
     """See the module and ``base.Engine``. ``depth`` operations run at most, half of them writes.
 
     gate: asked once immediately before each io_submit that would carry writes; False keeps them queued.
+    words: the counters page; without one, what is counted is not seen.
     """
 
     FUA = RWF_DSYNC
 
-    def __init__(self, arena: Arena, depth: int = 512, gate: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        depth: int = 512,
+        gate: Callable[[], bool] = lambda: True,
+        words: memoryview | None = None,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
         self.arena = arena
+        self._words = memoryview(bytearray(counters.PAGE_BYTES)).cast("Q") if words is None else words
+        self._clock = clock
         self._base = arena.address
         self._limit = arena.size
         self._gate = gate
@@ -130,6 +153,10 @@ class AioEngine:
         self._arg: list[Any] = [None] * depth
         self._want = [0] * depth
         self._device: list[Any] = [None] * depth  # of writes with FUA
+        self._marks = [0] * depth  # kick | row
+        self._kick = KICK  # the next one that takes reads and flushes
+        self._write_kick = KICK  # ... and writes, which a shut gate may hold back
+        self._began = {0: 0}  # when a kick was
         self._iocbs, self._iocbs_at = _memory(depth * IOCB_BYTES)
         self._iovecs, self._iovecs_at = _memory(depth * MAX_PIECES * IOVEC.size)
         self._events, events_at = _memory(depth * EVENT.size)
@@ -157,6 +184,7 @@ class AioEngine:
             self._done[slot] = done
             self._arg[slot] = arg
             self._want[slot] = length
+            self._marks[slot] = self._kick | device.read_row
             at = slot * IOCB_BYTES
             CALL.pack_into(self._iocbs, at + CALL_AT, 0, PREAD, 0, device.fd, self._base + where, length, offset)
             self._queue.append(self._iocbs_at + at)
@@ -182,6 +210,7 @@ class AioEngine:
             self._done[slot] = done
             self._arg[slot] = arg
             self._want[slot] = length
+            self._marks[slot] = self._write_kick | device.write_row
             if flags:
                 self._device[slot] = device
             at = slot * IOCB_BYTES
@@ -208,6 +237,7 @@ class AioEngine:
             self._done[slot] = done
             self._arg[slot] = arg
             self._want[slot] = length
+            self._marks[slot] = self._write_kick | device.write_row
             base, iovecs = self._base, self._iovecs
             first = at = slot * MAX_PIECES * IOVEC.size
             for where in wheres:
@@ -227,6 +257,7 @@ class AioEngine:
         self._done[slot] = done
         self._arg[slot] = arg
         self._want[slot] = 0
+        self._marks[slot] = self._kick | device.flush_row
         at = slot * IOCB_BYTES
         CALL.pack_into(self._iocbs, at + CALL_AT, 0, FDSYNC, 0, device.fd, 0, 0, 0)
         self._queue.append(self._iocbs_at + at)
@@ -256,6 +287,7 @@ class AioEngine:
             if not count:
                 return
             self._pointers[:count] = array("Q", batch)
+            self._start(gated)
             taken = _submit_call(SUBMIT, self._context, count, self._pointers_at)
             if taken == count:
                 self._handed += taken
@@ -266,6 +298,7 @@ class AioEngine:
             if taken < 0:
                 error = ctypes.get_errno()
                 if error == EAGAIN:  # the ring is full, or so the kernel counts: after the next reap
+                    self._restamp(batch)
                     return
                 self._rejected(batch[0], error)
                 taken = 1
@@ -274,6 +307,25 @@ class AioEngine:
             from_writes = min(taken, gated)
             del writes[:from_writes]
             del reads[: taken - from_writes]
+            self._restamp(batch[taken:])
+
+    def _start(self, writes: int) -> None:
+        """Remember when what is handed over now was."""
+        began, kick = self._began, self._kick
+        began[kick] = now = self._clock()
+        self._kick = kick + KICK  # never below that of the writes, which may have been held back
+        if writes:
+            began[self._write_kick] = now
+            self._write_kick = kick + KICK
+        if len(began) > KICKS_KEPT:
+            self._began = {kick: began.get(kick, now) for kick in {mark & -KICK for mark in self._marks}}
+
+    def _restamp(self, addresses: list[int]) -> None:
+        """These were not taken: the next kick takes them."""
+        for address in addresses:
+            slot = (address - self._iocbs_at) // IOCB_BYTES
+            kick = self._kick if slot < self._slots // 2 else self._write_kick
+            self._marks[slot] = kick | self._marks[slot] % KICK
 
     @staticmethod
     def _refill(waiting: deque[tuple[Any, ...]], free: list[int]) -> None:
@@ -326,16 +378,35 @@ class AioEngine:
         self._handed -= count
         dones, args, wants, half = self._done, self._arg, self._want, self._slots // 2
         free, free_writes = self._free, self._free_writes
+        marks, now = self._marks, self._clock()
+        mark = same = 0
         for slot, _, result, _ in EVENT.iter_unpack(self._events[: count * 32]):
             if slot < half:
                 free.append(slot)
             else:
                 free_writes.append(slot)
+            if marks[slot] == mark:
+                same += 1
+            else:
+                if same:
+                    self._count(mark, same, now)
+                mark, same = marks[slot], 1
             if result == wants[slot]:
                 dones[slot](args[slot], 0)
             elif not self._without_fua(slot, result):
                 dones[slot](args[slot], -result if result < 0 else EIO)
+        self._count(mark, same, now)
         return count
+
+    def _count(self, mark: int, operations: int, now: int) -> None:
+        """Count what was handed over and has completed together (counters.note_together, written out)."""
+        row = mark % KICK
+        if row:
+            words, took = self._words, now - self._began[mark - row]
+            bucket = took.bit_length()
+            words[row] += operations
+            words[row + SUM] += operations * took
+            words[row + HISTOGRAM + (bucket if bucket < BUCKETS else BUCKETS - 1)] += operations
 
     def _without_fua(self, slot: int, result: int) -> bool:
         """If ``result`` says that the device does not know RWF_DSYNC: queue the write anew, with a flush behind it."""

@@ -10,8 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from snapd import counters
+
 Done = Callable[[Any, int], None]
 """``done(arg, error)``: error is 0, or a positive errno. A short transfer is EIO."""
+
+
+def rows_of(backend: str) -> tuple[int, int, int]:
+    """Return a device's read_row, write_row and flush_row. backend: what it is, ``origin`` or ``cow``; "": neither."""
+    if not backend:
+        return 0, 0, 0
+    read, write, flush = (counters.BACKEND[backend, operation] for operation in counters.BACKEND_OPERATIONS)
+    return read, write, flush
 
 
 class Arena(Protocol):
@@ -33,6 +43,9 @@ class Device(Protocol):
     logical_block: int  # 512 or 4096: the unit of offsets, lengths and memory
     direct: bool  # False: the file system refused O_DIRECT, the page cache is used
     identity: str  # names the hardware or the file, whatever path it was opened by
+    read_row: int  # of the counters page, where such operations are counted; 0: nowhere
+    write_row: int
+    flush_row: int
 
     def close(self) -> None:
         """Close it. Nothing may be in flight."""

@@ -10,6 +10,7 @@ from errno import EBUSY, EINVAL, ENXIO
 from pathlib import Path
 from struct import Struct
 
+from snapd.blockdev.base import rows_of
 from snapd.errors import Refused
 from snapd.units import SECTOR
 
@@ -30,13 +31,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class FileDevice:
     """An open disk; see ``base.Device``. ``fua`` is cleared by the engine when the kernel refuses RWF_DSYNC."""
 
-    __slots__ = ("direct", "fd", "fua", "identity", "logical_block", "path", "read_only", "size")
+    __slots__ = ("direct", "fd", "flush_row", "fua", "identity", "logical_block", "path", "read_only", "read_row",
+                 "size", "write_row")  # fmt: skip
 
-    def __init__(self, path: str, fd: int, *, direct: bool, read_only: bool, logical_block: int | None) -> None:
+    def __init__(
+        self, path: str, fd: int, *, direct: bool, read_only: bool, logical_block: int | None, backend: str = ""
+    ) -> None:
         self.path = path
         self.fd = fd
         self.direct = direct
         self.read_only = read_only
+        self.read_row, self.write_row, self.flush_row = rows_of(backend)
         self.fua = True
         status = os.fstat(fd)
         block_device = stat.S_ISBLK(status.st_mode)
@@ -65,11 +70,14 @@ class FileDevice:
         return f"FileDevice({self.path!r}, {self.size} bytes, {self.identity!r})"
 
 
-def open_device(path: str, *, exclusive: bool, read_only: bool = False, logical_block: int | None = None) -> FileDevice:
+def open_device(
+    path: str, *, exclusive: bool, read_only: bool = False, logical_block: int | None = None, backend: str = ""
+) -> FileDevice:
     """Open the disk at ``path``, with O_DIRECT unless its file system refuses that.
 
     exclusive: of a block device, that nobody else mounts or exclusively opens it from now on.
     logical_block: for tests: take this for the logical block, whatever the device says.
+    backend: ``origin`` or ``cow``: an engine counts its operations as such; "": not at all.
 
     Raises Refused for anything that is not a disk, or not to be had.
     """
@@ -92,7 +100,7 @@ def open_device(path: str, *, exclusive: bool, read_only: bool = False, logical_
         if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
             raise Refused(f"{path}: replaced by something else while it was opened")
         os.set_blocking(fd, True)
-        return FileDevice(path, fd, direct=direct, read_only=read_only, logical_block=logical_block)
+        return FileDevice(path, fd, direct=direct, read_only=read_only, logical_block=logical_block, backend=backend)
     except BaseException:
         os.close(fd)
         raise

@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from errno import EFAULT, EINVAL, EIO
 from typing import Any, NamedTuple
 
+from snapd import counters
 from snapd.blockdev.arena import ALIGNMENT
-from snapd.blockdev.base import Arena, Done
+from snapd.blockdev.base import Arena, Done, rows_of
+from snapd.clock import Clock
 from snapd.units import SECTOR
 
 READ, WRITE, FLUSH = "read", "write", "flush"
@@ -54,11 +57,12 @@ class MemoryArena:
 class MemoryDevice:
     """Bytes that remember which of them would survive a power loss."""
 
-    def __init__(self, size: int, logical_block: int = SECTOR, path: str = "memory") -> None:
+    def __init__(self, size: int, logical_block: int = SECTOR, path: str = "memory", backend: str = "") -> None:
         self.path = path
         self.size = size
         self.logical_block = logical_block
         self.direct = True
+        self.read_row, self.write_row, self.flush_row = rows_of(backend)
         self.identity = f"memory:{id(self)}"
         self.data = bytearray(size)
         self.log: list[tuple[str, int, bytes]] = []
@@ -124,6 +128,7 @@ class _Operation(NamedTuple):
     done: Done
     arg: Any
     error: int = 0
+    began: int = 0  # when it was handed over
 
 
 class _Fault:
@@ -149,8 +154,12 @@ class MemoryEngine:
         depth: int = 512,
         gate: Callable[[], bool] = lambda: True,
         rng: random.Random | None = None,
+        words: memoryview | None = None,
+        clock: Clock = time.monotonic_ns,
     ) -> None:
         self.arena = arena
+        self._words = words
+        self._clock = clock
         self._half = depth // 2
         self._gate = gate
         self._rng = rng
@@ -209,11 +218,11 @@ class MemoryEngine:
         room = self._half - writes
         if self._queued_writes and self._gate():
             for _ in range(min(room, len(self._queued_writes))):
-                self._running.append(self._queued_writes.popleft())
+                self._running.append(self._queued_writes.popleft()._replace(began=self._clock()))
                 writes += 1
         room = self._half - (len(self._running) - writes)
         for _ in range(min(room, len(self._queued))):
-            self._running.append(self._queued.popleft())
+            self._running.append(self._queued.popleft()._replace(began=self._clock()))
         self._signal()
 
     # ---- completions
@@ -234,12 +243,20 @@ class MemoryEngine:
             self._signal()
             return False
         operation = self._running.pop(self._rng.choice(ready) if self._rng else ready[0])
+        self._count(operation)
         error = operation.error or self._fault(operation)
         if not error:
             self._perform(operation)
         self._signal()
         operation.done(operation.arg, error)
         return True
+
+    def _count(self, operation: _Operation) -> None:
+        """Count what the device was asked for; what was refused before is not."""
+        device = operation.device
+        row = {READ: device.read_row, WRITE: device.write_row, FLUSH: device.flush_row}[operation.kind]
+        if row and self._words is not None and not operation.error:
+            counters.note_together(self._words, row, 1, self._clock() - operation.began)
 
     def _ready(self, operation: _Operation) -> bool:
         return bool(operation.error) or not self._held(operation.device, operation.kind)

@@ -90,7 +90,7 @@ class Worker:
         self._stopping_since = 0
         self._accepting = False  # clients are let in once the first table is loaded
         self._channel = Channel(sock, self._loop, self._receive, self._orphaned)
-        origin = open_device(settings.origin, exclusive=settings.exclusive)
+        origin = open_device(settings.origin, exclusive=settings.exclusive, backend="origin")
         geometry = Geometry(
             settings.chunk_bytes,
             settings.region_bytes or default_region(origin.size, settings.chunk_bytes),
@@ -98,13 +98,13 @@ class Worker:
         )
         slots = SlotPool.bytes_needed(SMALL_SLOTS, SMALL_SLOT, LARGE_SLOTS, LARGE_SLOT)
         arena = Arena(slots + geometry.copy_buffers * geometry.chunk_bytes + 24 * max(MIB, geometry.chunk_bytes))
-        self._engine = AioEngine(arena, gate=self._may_write)
+        self._engine = AioEngine(arena, gate=self._may_write, words=words)
         pool = SlotPool(arena, SMALL_SLOTS, SMALL_SLOT, LARGE_SLOTS, LARGE_SLOT)
         self._volume = Volume(self._engine, origin, geometry, self._channel.send, self._may_write, boottime, words)
         expected = Expected(settings.volume_uuid, origin, geometry.chunk_bytes)
         self._table = Table(
             self._volume,
-            opener(expected, lambda path: open_device(path, exclusive=settings.exclusive), pread),
+            opener(expected, lambda path: open_device(path, exclusive=settings.exclusive, backend="cow"), pread),
             store_maker(settings),
             self._vanished,
             self._serving,

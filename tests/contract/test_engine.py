@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from errno import EFAULT, EINVAL, EIO
 from typing import Any
 
 import pytest
 
+from snapd import counters
 from tests.support.engine_rig import Make, Rig, makers
 from tests.support.engine_rig import rig as make_rig
 
@@ -282,3 +284,70 @@ def test_close_ends_what_runs(rig: Rig) -> None:
     rig.engine.close()
     rig.engine.close()
     assert rig.results == []
+
+
+# ---- counting
+
+
+def counted(rig: Rig, operation: str) -> int:
+    """How many of these were counted; the histogram must agree."""
+    row = counters.BACKEND["cow", operation]
+    histogram = rig.words[row + counters.HISTOGRAM : row + counters.ROW].tolist()
+    assert sum(histogram) == rig.words[row]
+    return rig.words[row]
+
+
+def test_every_operation_is_counted_once_in_its_row(rig: Rig) -> None:
+    """Reads, writes of all kinds and flushes, mixed in one turn and one by one; none of them as the origin's."""
+    where = rig.put(block(1))
+    for number in range(20):
+        rig.engine.read(rig.device, where, BLOCK, 0, rig.done, "read")
+        if number % 2:
+            rig.engine.write(rig.device, where, BLOCK, number * BLOCK, rig.done, "write")
+        if number % 5 == 0:
+            rig.engine.flush(rig.device, rig.done, "flush")
+    rig.settle()
+    rig.engine.write_gather(rig.device, [where] * 2, BLOCK, 0, rig.done, "gather")
+    rig.settle()
+    rig.read_now(0, BLOCK)
+    assert [counted(rig, operation) for operation in counters.BACKEND_OPERATIONS] == [21, 11, 4]
+    assert not any(rig.words[counters.BACKEND["origin", operation]] for operation in counters.BACKEND_OPERATIONS)
+
+
+def test_what_waits_for_a_slot_or_the_gate_is_timed_from_the_kernels_having_it(make: Make) -> None:
+    """A shut gate is a stall, not a slow disk: the time of writes it held back is that of the write alone."""
+    with make_rig(make, depth=4) as rig:
+        where = rig.put(block(1))
+        rig.open = False
+        for number in range(6):
+            rig.engine.write(rig.device, where, BLOCK, number * BLOCK, rig.done, "write")
+        for _ in range(3):  # reads go, and take nothing of the writes' time with them
+            rig.engine.read(rig.device, where, BLOCK, 0, rig.done, "read")
+            rig.until(lambda: bool(rig.results))
+            rig.results.clear()
+        begin = time.monotonic_ns()
+        rig.readable(300)  # nothing comes: the writes are held
+        held = time.monotonic_ns() - begin
+        rig.open = True
+        began = time.monotonic_ns()
+        assert len(rig.settle()) == 6
+        took = time.monotonic_ns() - began
+        assert counted(rig, "write") == 6
+        assert rig.words[counters.BACKEND["cow", "write"] + counters.SUM] <= 6 * took < 6 * took + held
+
+
+def test_what_never_reached_the_device_is_not_counted(rig: Rig) -> None:
+    """Refused before the kernel saw it, or aborted while it was queued: the disk had no part in it."""
+    rig.engine.read(rig.device, 1, BLOCK, 0, rig.done, "misaligned")
+    rig.engine.flush(rig.device, rig.done, "aborted")
+    rig.engine.abort_queued(EIO)
+    assert sorted(rig.settle()) == [("aborted", EIO), ("misaligned", EINVAL)]
+    assert [counted(rig, operation) for operation in counters.BACKEND_OPERATIONS] == [0, 0, 0]
+
+
+def test_a_device_of_no_kind_is_not_counted(rig: Rig) -> None:
+    """Tools open devices too: what they do moves no word."""
+    rig.device.read_row = rig.device.write_row = 0
+    rig.write_now(0, block(1))
+    rig.read_now(0, BLOCK)
+    assert not any(rig.words.tolist())

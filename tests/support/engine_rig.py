@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from snapd import counters
 from snapd.blockdev.aio import AioEngine
 from snapd.blockdev.arena import Arena
 from snapd.blockdev.device import FileDevice, open_device
@@ -21,9 +22,10 @@ DEADLINE = 20.0  # seconds that a test waits for a completion before it fails
 class Rig:
     """``done`` is the callback to pass; ``results`` holds (arg, error) in order of completion."""
 
-    def __init__(self, engine: AioEngine | MemoryEngine, device: FileDevice | MemoryDevice) -> None:
+    def __init__(self, engine: AioEngine | MemoryEngine, device: FileDevice | MemoryDevice, words: memoryview) -> None:
         self.engine = engine
         self.device = device
+        self.words = words
         self.arena = engine.arena
         self.results: list[tuple[Any, int]] = []
         self.open = True
@@ -79,6 +81,11 @@ class Rig:
         return self.get(where, length)
 
 
+def page() -> memoryview:
+    """Return a counters page of its own."""
+    return memoryview(bytearray(counters.PAGE_BYTES)).cast("Q")
+
+
 Make = Callable[[ExitStack, int], Rig]
 """Makes a rig with an engine of the given depth; what must be undone goes on the stack."""
 
@@ -87,11 +94,12 @@ def on_disk(disk: Disk, logical_block: int | None = None) -> Make:
     """AIO on a real disk."""
 
     def make(stack: ExitStack, depth: int) -> Rig:
-        device = open_device(stack.enter_context(disk()), exclusive=True, logical_block=logical_block)
+        device = open_device(stack.enter_context(disk()), exclusive=True, logical_block=logical_block, backend="cow")
         stack.callback(device.close)
-        engine = AioEngine(Arena(8 * MIB), depth, gate=lambda: rig.gate())
+        words = page()
+        engine = AioEngine(Arena(8 * MIB), depth, gate=lambda: rig.gate(), words=words)
         stack.callback(engine.close)
-        rig = Rig(engine, device)
+        rig = Rig(engine, device, words)
         return rig
 
     return make
@@ -101,9 +109,10 @@ def in_memory(logical_block: int) -> Make:
     """The in-memory twin."""
 
     def make(stack: ExitStack, depth: int) -> Rig:
-        engine = MemoryEngine(Arena(8 * MIB), depth, gate=lambda: rig.gate())
+        words = page()
+        engine = MemoryEngine(Arena(8 * MIB), depth, gate=lambda: rig.gate(), words=words)
         stack.callback(engine.close)
-        rig = Rig(engine, MemoryDevice(SIZE, logical_block))
+        rig = Rig(engine, MemoryDevice(SIZE, logical_block, backend="cow"), words)
         return rig
 
     return make

@@ -19,6 +19,7 @@ class MemoryDevice:
         self.size = size
         self.logical_block = logical_block
         self.direct = True
+        self.read_row = self.write_row = self.flush_row = 0  # nothing is counted
         self.data = bytearray(size)
         self.closed = False
         self.fail: Callable[[str, int], int] = lambda kind, offset: 0

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
+from snapd import counters
 from snapd.blockdev import aio
-from snapd.blockdev.aio import AioEngine
+from snapd.blockdev.aio import KICK, AioEngine
 from snapd.blockdev.arena import Arena
 from snapd.blockdev.base import Done
 from snapd.blockdev.device import open_device
 from snapd.units import MIB
 from tests.support.disks import attached, can_attach, can_mount, file_disk, mounted
-from tests.support.engine_rig import Rig, on_disk
+from tests.support.engine_rig import Rig, on_disk, page
 from tests.support.engine_rig import rig as make_rig
 
 BLOCK = 4096
@@ -74,7 +75,7 @@ def open_descriptors() -> list[str]:
 def test_fua_falls_back_to_write_and_flush(rig: Rig) -> None:
     """Where the kernel refuses RWF_DSYNC a write with fua is a write with a flush behind it, from then on at once."""
     engine = UnknownFlag(Arena(MIB), 8)
-    other = Rig(engine, rig.device)
+    other = Rig(engine, rig.device, page())
     where = other.put(b"f" * BLOCK)
     for number in range(20):
         engine.write(rig.device, where, BLOCK, number * BLOCK, other.done, number, True)
@@ -198,3 +199,27 @@ def test_unknown_ring(rig: Rig) -> None:
     reads(rig, 5)
     assert sorted(rig.settle()) == [(number, 0) for number in range(5)]
     assert not rig.readable()
+
+
+def test_an_operation_that_hangs_is_timed_however_many_others_went_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The times of old kicks are forgotten, but not of those that something in flight belongs to."""
+    monkeypatch.setattr(aio, "KICKS_KEPT", 8)
+    now = [0]
+    with make_rig(on_disk(file_disk)) as rig:
+        words = page()
+        engine = AioEngine(Arena(MIB), 8, words=words, clock=lambda: now[0])
+        slow = engine._marks[7] = KICK + counters.BACKEND["cow", "write"]  # never comes back from its first kick
+        engine._write_kick = engine._kick = 2 * KICK
+        engine._began[KICK] = 5
+        other = Rig(engine, rig.device, words)
+        other.engine._free_writes.remove(7)
+        for number in range(50):
+            now[0] = number + 10
+            other.engine.read(rig.device, 0, BLOCK, 0, other.done, number)
+            other.until(lambda: bool(other.results))
+            other.results.clear()
+        assert len(engine._began) <= 10
+        engine._count(slow, 1, 1005)
+        engine.close()
+    assert words[counters.BACKEND["cow", "write"] + counters.SUM] == 1000
+    assert words[counters.BACKEND["cow", "read"]] == 50
