@@ -504,7 +504,7 @@ class Cluster:
         others = [node for node in late if node != self._settings.node] or late
         if work.use is not None and work.use.expired:
             seconds = self._settings.freeze_limit / SECOND
-            who = ", ".join(others) or "a host"
+            who = ", ".join(others or self._silent(work)) or "nobody's fault: etcd"
             error: CsnapError = Refused(f"snapshot {work.name}: {who} did not answer within {seconds:g} s; all go on")
         else:
             error = LockspaceError(f"snapshot {work.name}: the lock was lost meanwhile: try again")

@@ -40,6 +40,7 @@ class Entry:
     given           what the worker was granted and has not given back: never more than ``hold``
     want            what the worker waits for, NL if for nothing
     ticket          create_revision of our ticket, 0: none; ticket_mode: what it is for
+    refused         a release was refused once, by a counter that is not yet known to have moved
     done            what the worker gave back and etcd was not told yet
     told            a tail's: its token, and the most that the worker said it has committed under it
     busy            a transaction about it is under way: one at a time
@@ -48,7 +49,7 @@ class Entry:
     """
 
     __slots__ = (
-        "busy", "done", "given", "given_at", "hold", "kind", "quiet", "resource", "revoke_timer", "revoked",
+        "busy", "done", "given", "given_at", "hold", "kind", "quiet", "refused", "resource", "revoke_timer", "revoked",
         "revoked_at", "ticket", "ticket_mode", "timer", "token", "told", "want", "want_since",
     )  # fmt: skip
 
@@ -59,7 +60,7 @@ class Entry:
         self.want_since = self.given_at = self.revoked_at = self.quiet = 0
         self.done: Done | None = None
         self.told = (0, 0)
-        self.busy = False
+        self.busy = self.refused = False
         self.revoked: int | None = None
         self.revoke_timer: Timer | None = None
         self.timer: Timer | None = None

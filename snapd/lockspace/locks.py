@@ -241,9 +241,14 @@ class Locks:
 
         def released(entry: Entry, result: TxnResult) -> None:
             if not result.succeeded:
-                if all(self._all.counters[store] == known for store, known in told.items()):
+                moved = any(self._all.counters[store] != known for store, known in told.items())
+                if not moved and told and not entry.refused:  # another release of ours was quicker; its answer comes
+                    entry.refused = True
+                    self._all.refused(entry)
+                elif not moved:
                     self._all.session.doubt(f"{entry.resource}: a counter moved, or the hold is not where it was")
-                return  # else: another release of ours was quicker, and this one is made anew
+                return  # made anew with the counters that we know by then
+            entry.refused = False
             for store, count in bumps:
                 self._all.counters[store] = (result.revision, count)
                 self._all.effects.send(Bumped(store, result.revision))
