@@ -6,6 +6,7 @@
     [export]     directory
     [metrics]    optional: listen
     [fencing]    method; for "agent": agent, timeout, [fencing.options], [fencing.hosts.<node>]
+                 for "watchdog": device, watchdog_timeout
 
 Every error is a ConfigError that names file, section, key, value and what was expected. A key that nobody reads is an
 error too: a misspelt one would silently mean the default. docs/configuration.md explains each key.
@@ -46,8 +47,11 @@ FENCE_TIMEOUT_MOST = 3600
 SOCKET_PATH_MOST = 107
 """Bytes: sockaddr_un has 108 with the terminating zero."""
 
-METHODS = ("unsafe", "agent")
-ADMIN_SOCKET, NBD_SOCKET, LOCK_FILE = "admin.sock", "nbd.sock", "lock"
+WATCHDOG_LEAST, WATCHDOG_MOST = 2, 600
+"""Seconds: what survivors wait besides the lease, and what a busy host may take between two pets."""
+
+METHODS = ("unsafe", "agent", "scsi-pr", "watchdog")
+ADMIN_SOCKET, NBD_SOCKET, HELPER_SOCKET, LOCK_FILE = "admin.sock", "nbd.sock", "helper.sock", "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,10 @@ class ExportConfig:
         return str(self.directory / NBD_SOCKET)
 
     @property
+    def helper(self) -> str:
+        return str(self.directory / HELPER_SOCKET)
+
+    @property
     def lock(self) -> str:
         return str(self.directory / LOCK_FILE)
 
@@ -118,6 +126,13 @@ class FencingConfig:
     timeout: int  # seconds
     options: dict[str, str] = field(repr=False)
     hosts: dict[str, dict[str, str]] = field(repr=False)
+    device: str = "/dev/watchdog"
+    watchdog_timeout: int = 15  # seconds
+
+    @property
+    def privileged(self) -> bool:
+        """Whether it needs the helper."""
+        return self.method in ("scsi-pr", "watchdog")
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +417,7 @@ def _export(table: _Table) -> ExportConfig:
     directory = table.get("directory", _absolute)
     table.finish()
     export = ExportConfig(Path(directory))
-    for path in (export.admin, export.nbd):
+    for path in (export.admin, export.nbd, export.helper):
         length = len(os.fsencode(path))
         if length > SOCKET_PATH_MOST:
             raise table.error(
@@ -424,6 +439,8 @@ def _fencing(table: _Table) -> FencingConfig:
     agent = table.get("agent", _absolute, "")
     timeout = table.get("timeout", _whole(1, FENCE_TIMEOUT_MOST, "seconds"), 60)
     options = table.table("options", optional=True).texts()
+    device = table.get("device", _absolute, "/dev/watchdog")
+    watchdog_timeout = table.get("watchdog_timeout", _whole(WATCHDOG_LEAST, WATCHDOG_MOST, "seconds"), 15)
     by_host = table.table("hosts", optional=True)
     hosts = {name: by_host.table(name).texts() for name in by_host.names()}
     table.finish()
@@ -432,4 +449,4 @@ def _fencing(table: _Table) -> FencingConfig:
     for name in hosts:
         if not NAME.fullmatch(name):
             raise table.error(f"hosts.{name}", "expected the name of a node")
-    return FencingConfig(method, agent, timeout, options, hosts)
+    return FencingConfig(method, agent, timeout, options, hosts, device, watchdog_timeout)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from snapd import __version__
-from snapd.cli import commands, devices
+from snapd.cli import commands, devices, fencing
 from snapd.errors import CsnapError, Fenced, NoDaemon
 
 DONE, FAILED, USAGE, NO_DAEMON, FENCED = 0, 1, 2, 3, 4
@@ -65,6 +65,17 @@ def make_parser() -> Parser:
     locks = _command(groups, "locks", commands.locks, "show every lock that hosts hold or wait for", "vmstore")
     _config(locks)
     _json(locks)
+
+    fence = _group(groups, "fence", "try fencing, or stand in for it")
+    trial = _command(fence, "test", fencing.test, "try this host's fencing method, with nobody fenced", "vmstore")
+    _config(trial)
+    _json(trial)
+    confirm = _command(
+        fence, "confirm", fencing.confirm, "say that a dead member writes no more, without fencing it", "vmstore host-b"
+    )
+    _config(confirm)
+    confirm.add_argument("member", metavar="MEMBER", help="its node name, as in csnap status")
+    confirm.add_argument("--yes", action="store_true", help="do not ask")
 
     check = _command(groups, "check", devices.check, "tell whether a COW device is sound", "/dev/mapper/cow1")
     check.add_argument("device", metavar="DEVICE")

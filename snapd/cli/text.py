@@ -26,17 +26,30 @@ def status(value: dict[str, Any]) -> str:
         ("node", value["node"]),
         ("state", member["state"] + (f": {member['why']}" if member["why"] else "")),
         ("lease", lease if member["lease_ttl_seconds"] else "none"),
-        ("fencing", FENCING_WARNING.get(member["fencing"], member["fencing"])),
+        ("fencing", _fencing(value["fencing"])),
         (
             "clients",
             f"{io['connections']} connected, {io['inflight']} requests under way, {io['waiting']} parts waiting",
         ),
         ("members", ", ".join(_member(row) for row in value["members"]) or "none"),
         ("metrics", f"http://{value['metrics']}/metrics" if value["metrics"] else "none"),
+        *(("waiting", _waiting(row)) for row in value["fencing"]["waiting"]),
         *(("warning", warning) for warning in value["warnings"]),
     ]
     text = "\n".join(f"{name:<9}{shown}" for name, shown in rows)
     return text + "\n\n" + snapshots(value["snapshots"])
+
+
+def _fencing(value: dict[str, Any]) -> str:
+    method: str = FENCING_WARNING.get(value["method"], value["method"])
+    return method + (f" (helper: {value['helper']})" if value["helper"] else "")
+
+
+def _waiting(row: dict[str, Any]) -> str:
+    return (
+        f"waiting for fencing of {row['node']} since {age(row['since_seconds'])}, by {row['by']}; its locks stay until"
+        " then (csnap fence confirm, if you are sure that it is off)"
+    )
 
 
 def _member(row: dict[str, Any]) -> str:
@@ -80,3 +93,10 @@ def age(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def fence_steps(method: str, rows: Sequence[dict[str, Any]]) -> str:
+    """``csnap fence test``."""
+    words = {True: "works", False: "FAILS", None: "left out"}
+    shown = [(row["target"], row["step"], words[row["ok"]], row["note"]) for row in rows]
+    return f"method {method}\n\n" + table(("TARGET", "STEP", "RESULT", "NOTE"), shown)

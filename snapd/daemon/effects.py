@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from snapd.daemon.gate import Sink
 from snapd.daemon.log import Log
 from snapd.daemon.metrics import Observations
-from snapd.daemon.workerproc import Worker
 from snapd.errors import CsnapError
 from snapd.messages import Message
 
 
 class Outlet:
-    """``changed(state, why)`` and ``ended(error)`` are the daemon's."""
+    """``changed(state, why)`` and ``ended(error)`` are the daemon's; ``worker``: it, or what stands before it."""
 
     def __init__(
         self,
-        worker: Worker,
+        worker: Sink,
         log: Log,
         observations: Observations,
         changed: Callable[[str, str], None],

@@ -1,6 +1,7 @@
 """``csnap serve``: the composition root of the control process, and its life.
 
     1. directory, lock file           waits, saying so, while an older process holds the lock
+       helper                         for the fencing methods that need one: found, or started by root
     2. admin socket, metrics port     a dead socket file is replaced, a live one refused
     3. worker                         started by exec, before anything of gRPC is imported
     4. Hello -> etcd, its version, the volume's record compared with the origin (opening.py)
@@ -23,6 +24,7 @@ import contextlib
 import faulthandler
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,7 +38,11 @@ from snapd.cluster.volume import check_type
 from snapd.config import Config
 from snapd.daemon import endpoint, status
 from snapd.daemon.admin import AdminServer, Reply
+from snapd.daemon.background import in_thread
+from snapd.daemon.confirming import confirm
 from snapd.daemon.effects import Outlet
+from snapd.daemon.fencing import Guard, described, make_guard
+from snapd.daemon.helperproc import HelperProcess
 from snapd.daemon.host import boot_id, machine_id
 from snapd.daemon.lockfile import LockFile
 from snapd.daemon.log import Log
@@ -63,6 +69,9 @@ WORKER_END = 83 * SECOND // 10
 LEAVE_END = 91 * SECOND // 10
 LEAVE_LIMIT = 5 * SECOND
 """An etcd that has not answered for so long does not in the next seconds either."""
+
+EXIT_FENCED = 4
+"""Of the worker: a device refused it a write, because its host's reservation key is gone."""
 
 STOP_LIMIT = 93 * SECOND // 10
 FENCED_LIMIT = 4 * SECOND
@@ -95,11 +104,13 @@ class Daemon:
         self._opening: Opening | None = None
         self._kv: ObservedKv | None = None
         self._commands: SnapshotCommands | None = None
+        self._helper: HelperProcess | None = None
+        self._guard: Guard | None = None
         self._fatal = ""
         self._last_stale = ""
         self._ready = False
         self._stopping_since = 0
-        self._left = False
+        self._left = self._let_go = False
         self._stop_timer: Timer | None = None
         self._error: CsnapError | None = None
 
@@ -137,6 +148,11 @@ class Daemon:
         export = self._config.export
         admin = AdminServer(self._loop, export.admin, self._admin_commands(), self._stranger)
         self._closers.append(admin.close)
+        if self._config.fencing.privileged:
+            self._helper = HelperProcess(self._config)
+            self._view.helper = self._helper.shown
+            self._closers.append(self._helper.close)
+        self._closers.append(self._unguard)
         metrics = self._config.metrics
         listener = endpoint.listen(metrics.host, metrics.port) if metrics.host else None
         worker = self._worker = Worker(self._loop, self._settings(), self._lock.fd, self._receive, self._worker_ended)
@@ -195,20 +211,43 @@ class Daemon:
         assert self._kv is not None
         if self._opening.warning:
             self._warn(self._opening.warning)
-        outlet = Outlet(self._worker, self._log, self._observations, self._tell, self._ended)
-        fencer = make_fencer(self._config.fencing, outlet, self._loop.call_soon_threadsafe)
+        if self._helper is not None:
+            in_thread(self._loop, self._helper.wait, self._join)
+        else:
+            self._join(None)
+
+    def _join(self, outcome: CsnapError | None) -> None:
+        """The helper answers, if one is needed."""
+        if self._stopping_since or self._error is not None:
+            return
+        if outcome is not None:
+            self._ended(outcome)
+            return
+        assert self._worker is not None and self._hello is not None and self._kv is not None
+        settings = self._member_settings()
+        guard = self._guard = make_guard(
+            self._config, settings.incarnation, self._loop, self._worker, self._log, self._told, self._ended
+        )
+        settings = replace(settings, fence_key=guard.fence_key)
+        outlet = Outlet(guard, self._log, self._observations, self._tell, self._ended)
+        fencer = make_fencer(
+            self._config.fencing, outlet, self._loop.call_soon_threadsafe, self._loop, self._granted, guard
+        )
         if isinstance(fencer, Agent):
             self._closers.append(fencer.close)
         if fencer.method == "unsafe":
             self._warn("fencing is unsafe: a host that only paused can wake up and write over others' work")
-        member = Member(
-            self._member_settings(), self._kv, self._loop, outlet, fencer, lambda old: self._lock.proven(old.lock_path)
+        member = guard.member = Member(
+            settings, self._kv, self._loop, outlet, fencer, lambda old: self._lock.proven(old.lock_path)
         )
         cluster = Cluster(member)
         self._commands = SnapshotCommands(self._loop, self._log, self._config.volume, self._hello, member, cluster)
         self._view.member = member
         self._view.why = ""
         member.start()
+
+    def _granted(self) -> int:
+        return self._view.member.lease_ttl if self._view.member is not None else 0
 
     def _member_settings(self) -> Settings:
         lockspace = self._config.lockspace
@@ -239,6 +278,11 @@ class Daemon:
         if isinstance(message, Stopped):
             self._worker_stopped()
 
+    def _told(self, message: Message) -> None:
+        """What the guard answers in the worker's place."""
+        if self._view.member is not None:
+            self._view.member.receive(message)
+
     def _tell(self, state: str, why: str) -> None:
         """The member's state, or what the daemon waits for."""
         if (state, why) != (self._view.state, self._view.why):
@@ -265,12 +309,15 @@ class Daemon:
 
     def _worker_ended(self, code: int) -> None:
         self._log(INFO if self._stopping_since else ERROR, "worker_ended", {"code": code})
-        if self._error is None and code:
+        if self._error is None and code == EXIT_FENCED:
+            self._error = Fenced(self._fatal or "the worker was fenced")
+            self._log(ERROR, "fenced", {"error": self._error})
+        elif self._error is None and code:
             reason = self._fatal or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
             self._error = CsnapError(f"the worker ended: {reason}")
         elif self._error is None and not self._stopping_since:
             self._error = CsnapError("the worker ended without being told to")
-        if self._error is not None or self._left or self._view.member is None:
+        if self._error is not None or self._let_go or self._view.member is None:
             self._loop.stop()
 
     def _warn(self, text: str) -> None:
@@ -315,8 +362,19 @@ class Daemon:
         self._left = True
         if not clean:
             self._log(WARNING, "not_released", {"why": "etcd did not answer in time; others, or the next start, will"})
+        if clean and self._guard is not None:
+            self._guard.left(self._out)
+        else:
+            self._out()
+
+    def _out(self) -> None:
+        self._let_go = True
         if self._worker is None or not self._worker.alive:
             self._loop.stop()
+
+    def _unguard(self) -> None:
+        if self._guard is not None and self._worker is not None:
+            self._guard.close(not self._worker.alive)
 
     def _close(self) -> None:
         while self._closers:
@@ -332,6 +390,8 @@ class Daemon:
             "locks": lambda request, reply: reply.result(self._locks()),
             "snapshot-create": lambda request, reply: self._active().create(request, reply),
             "snapshot-delete": lambda request, reply: self._active().delete(request, reply),
+            "fencing": lambda request, reply: reply.result(described(self._guard, self._view.member)),
+            "fence-confirm": lambda request, reply: confirm(self._view.member, self._loop, request, reply),
         }
 
     def _locks(self) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ class View:
     words: memoryview | None = None
     warnings: list[str] = field(default_factory=list)
     metrics: str = ""
+    helper: str = ""  # who does the privileged part of fencing, for people
 
     @property
     def lease_remaining(self) -> int:
@@ -65,6 +66,11 @@ def report(view: View) -> dict[str, Any]:
             "lease_ttl_seconds": member.lease_ttl // SECOND if member is not None else 0,
             "fencing": config.fencing.method,
         },
+        "fencing": {
+            "method": config.fencing.method,
+            "helper": view.helper,
+            "waiting": _waiting(member) if member is not None else [],
+        },
         "snapshots": [_snapshot(record, view.slots.get(record.store)) for record in view.snapshots],
         "members": [_member(row) for row in member.members()] if member is not None else [],
         "io": _io(view.words),
@@ -72,6 +78,15 @@ def report(view: View) -> dict[str, Any]:
         "warnings": view.warnings,
         "version": __version__,
     }
+
+
+def _waiting(member: Member) -> list[dict[str, Any]]:
+    """Dead members whose locks stay until they are fenced. ``since_seconds``: since when this host has seen it."""
+    now = member.timers.now()
+    return [
+        {"node": node, "by": by, "since_seconds": round(max(0, now - since) / SECOND, 1)}
+        for node, by, since in member.fencing_waits()
+    ]
 
 
 def _snapshot(record: SnapshotRecord, slot: Slot | None) -> dict[str, Any]:
@@ -121,6 +136,7 @@ def line(view: View) -> str:
     parts = [view.state + (f" ({view.why})" if view.why else "")]
     if view.member is not None:
         parts.append(f"lease {view.lease_remaining // SECOND} s")
+        parts += [f"waiting for fencing of {node}" for node, _, _ in view.member.fencing_waits()]
     slots = view.slots
     for record in view.snapshots[:4]:
         parts.append(f"{record.name} {dm_status(record.state, slots.get(record.store))}")

@@ -151,6 +151,10 @@ class Member:
         self._update("")
         self._leaving.begin(limit)
 
+    def confirm_fenced(self, node: str, done: Callable[[CsnapError | None], None]) -> None:
+        """A person takes responsibility for a dead member. Raises Refused; ``done`` is not called after a doubt."""
+        self._recovery.confirm(node, done)
+
     # ---- the session's owner
 
     def look(self) -> None:
@@ -281,6 +285,20 @@ class Member:
                     mode = 0
                 rows.append(LockRow(resource, node, mode, True, mirror.seen_since(kv.key), kv.create_revision))
         return rows
+
+    def fencing_waits(self) -> list[tuple[str, str, int]]:
+        """Members whose fencing is waited for: node, node of who fences it, seen since when."""
+        return self._recovery.waiting()
+
+    def fence_keys(self) -> dict[str, str]:
+        """What each member record says for its fencing; of records that make sense."""
+        keys = {}
+        for node, kv in self.mirror.members.items():
+            try:
+                keys[node] = MemberRecord.from_bytes(kv.key, kv.value).fence_key
+            except FormatError:
+                continue  # the recovery names it
+        return keys
 
     def members(self) -> list[MemberRow]:
         """Every member record."""

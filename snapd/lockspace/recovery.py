@@ -13,6 +13,8 @@
 Whose coordinator is dead too is taken over by another survivor, at the state that m/<d> says. The counters are marked
 before the first hold goes: whoever is granted a lock of a dead member reads everything under the tail first.
 
+A person may take the fencer's place (``confirm``): m/<d> = fenced under the same compares, whoever coordinates goes on.
+
 No storm: nobody begins before it has had an unbroken lease and watch, unstalled, for one whole TTL itself.
 """
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from snapd.errors import FormatError
+from snapd.errors import CsnapError, FormatError, Refused
 from snapd.lockspace.fencing.base import Fencer
 from snapd.lockspace.keys import Keys
 from snapd.lockspace.kv import Compare, Delete, KeyValue, Operation, Put, Target, TxnResult
@@ -72,6 +74,7 @@ class Recovery:
         self._own_record = own_record
         self.settle: Settle = lambda incarnation: ((), ())
         self._cases: dict[str, Case] = {}
+        self._waits: dict[str, tuple[str, int]] = {}  # members being fenced, by whomever: by whom, seen since
         self._scheduled = False
 
     def resync(self) -> None:
@@ -91,12 +94,56 @@ class Recovery:
             except FormatError as error:
                 self._name(error)
                 continue
+            self._watch(record)
             if record.by == self._settings.incarnation:
                 self._go_on(self._case(node, record, kv.mod_revision))
             elif node != self._settings.node and node not in mirror.alive:
                 self._take(node, record, kv)
         for node in [node for node in self._cases if node not in mirror.members]:
-            del self._cases[node]
+            self._fencer.forget(self._cases.pop(node).record)
+        self._waits = {node: wait for node, wait in self._waits.items() if node in mirror.members}
+
+    def waiting(self) -> list[tuple[str, str, int]]:
+        """Members whose fencing is waited for: node, node of who fences it, seen since when."""
+        return [(node, by, since) for node, (by, since) in sorted(self._waits.items())]
+
+    def _watch(self, record: MemberRecord) -> None:
+        if record.state != FENCING:
+            self._waits.pop(record.node, None)
+        elif self._waits.get(record.node, ("", 0))[0] != record.by_node:
+            since = self._waits.get(record.node, ("", self._timers.now()))[1]
+            self._waits[record.node] = (record.by_node, since)
+
+    def confirm(self, node: str, done: Callable[[CsnapError | None], None]) -> None:
+        """A person says that ``node`` writes no more: its fencing is done. ``done`` once. Raises Refused."""
+        kv = self._mirror.members.get(node)
+        if kv is None:
+            raise Refused(f"{node}: no such member; members: {', '.join(sorted(self._mirror.members)) or 'none'}")
+        record = MemberRecord.from_bytes(kv.key, kv.value)
+        if node in self._mirror.alive:
+            raise Refused(f"{node}: is alive: its liveness key stands, so it may write at any moment; stop it first")
+        if record.state == FENCED:
+            raise Refused(f"{node}: is fenced already, and is being cleaned up by {record.by_node}")
+        if not self._session.usable:
+            raise Refused("this host has no lease, or etcd takes no writes: ask another host, or wait")
+        if record.state == ACTIVE:
+            record = replace(record, by=self._settings.incarnation, by_node=self._settings.node)
+        fenced = replace(record, state=FENCED)
+        conditions = (
+            Compare(self._keys.alive(node), Target.CREATE, 0),
+            Compare(kv.key, Target.MOD, kv.mod_revision),
+        )
+
+        def answered(result: TxnResult | None) -> None:
+            if result is None or not result.succeeded:
+                done(Refused(f"{node}: its record has changed meanwhile; look at csnap status, then ask again"))
+                return
+            labels = {"target": node, "method": "confirmed", "result": "done"}
+            self._effects.observe("fence_events_total", labels, 1)
+            self._effects.log(WARNING, "fenced_by_confirmation", {"member": node, "was": record.state})
+            done(None)
+
+        self._session.txn(conditions, (Put(kv.key, fenced.to_bytes()),), (), answered)
 
     def _case(self, node: str, record: MemberRecord, revision: int) -> Case:
         case = self._cases.get(node)
@@ -183,6 +230,9 @@ class Recovery:
         if case.record.state == FENCING:
             self._fence(case)
         elif case.record.state == FENCED:
+            if case.fencing and not case.fenced:  # confirmed by a person meanwhile
+                case.fenced = True
+                self._fencer.forget(case.record)
             self._clean(case)
 
     def _fence(self, case: Case) -> None:

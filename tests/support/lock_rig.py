@@ -42,6 +42,9 @@ class PlayedFencer:
         if self.at_once:
             self.confirm()
 
+    def forget(self, record: MemberRecord) -> None:
+        self._waiting = [pair for pair in self._waiting if pair[0].incarnation != record.incarnation]
+
     def confirm(self) -> None:
         """The machine is off."""
         waiting, self._waiting = self._waiting, []

@@ -40,6 +40,11 @@ STATUS: dict[str, Any] = {
             "store": "x",
         }
     ],
+    "fencing": {
+        "method": "unsafe",
+        "helper": "",
+        "waiting": [{"node": "host-b", "by": "host-a", "since_seconds": 90.0}],
+    },
     "members": [{"node": "host-b", "state": "fencing", "by": "host-a"}],
     "io": {"connections": 1, "inflight": 0, "waiting": 0, "direct": True},
     "metrics": "127.0.0.1:9942",
@@ -141,6 +146,7 @@ def test_status_for_people(capsys: pytest.CaptureFixture[str], config: str, daem
         "lease    8.1 s left of 10 s",
         "unsafe: it fences nobody",
         "host-b fencing (by host-a)",
+        "waiting for fencing of host-b since 90.0 s, by host-a",
         "warning  page cache used",
         "s1        active  1664/16384 256  10.2%  read-only  /dev/cow",
     ):

@@ -51,7 +51,11 @@ class AgentSettings:
 
 
 class AgentFailed(CsnapError):
-    """One attempt failed; the text holds no secrets."""
+    """One attempt failed; the text holds no secrets. ``code``: what the agent exited with, -1 if it did not."""
+
+    def __init__(self, text: str, code: int = -1) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class Agent:
@@ -83,6 +87,10 @@ class Agent:
             name = f"fence-{record.node}"
             threading.Thread(target=self._run, args=(record.node, record.incarnation), name=name, daemon=True).start()
 
+    def forget(self, record: MemberRecord) -> None:
+        """The attempt that runs is left to end; it is the last one."""
+        self._waiting.pop(record.incarnation, None)
+
     def close(self) -> None:
         """Try no more. An agent that runs is left to end: what it does is wanted all the same."""
         self._closed.set()
@@ -93,7 +101,7 @@ class Agent:
         retrying = Retrying(
             retry=retry_if_exception_type(AgentFailed),
             wait=wait_exponential(multiplier=first, max=most),
-            stop=lambda state: self._closed.is_set(),
+            stop=lambda state: self._closed.is_set() or incarnation not in self._waiting,
             sleep=self._pause,
             before_sleep=lambda state: self._failed(node, state),
             reraise=True,
@@ -101,7 +109,7 @@ class Agent:
         try:
             retrying(run_agent, self._settings, node)
         except AgentFailed:
-            return  # closed
+            return  # closed, or forgotten
         self._tell(lambda: self._done(node, incarnation))
 
     def _pause(self, seconds: float) -> None:
@@ -120,7 +128,7 @@ class Agent:
     def _done(self, node: str, incarnation: str) -> None:
         self._effects.log(NOTICE, "fence_agent_done", {"target": node})
         self._fenced.add(incarnation)
-        for done in self._waiting.pop(incarnation):
+        for done in self._waiting.pop(incarnation, ()):
             done()
 
     def _tell(self, action: Callable[[], None]) -> None:
@@ -153,7 +161,7 @@ def run_agent(settings: AgentSettings, node: str) -> None:
             raise AgentFailed(f"{settings.agent}: no end within {settings.timeout} s") from None
     if process.returncode:
         said = without_secrets(output.decode(errors="replace"), lines)
-        raise AgentFailed(f"{settings.agent}: exit code {process.returncode}: {said}")
+        raise AgentFailed(f"{settings.agent}: exit code {process.returncode}: {said}", process.returncode)
 
 
 def without_secrets(text: str, lines: Mapping[str, str]) -> str:

@@ -15,6 +15,9 @@ class Fencer(Protocol):
     It may take minutes, and ``done`` may be called from inside the call.
     """
 
-    method: str  # as configured and as shown: unsafe, agent, ...
+    method: str  # as configured and as shown: unsafe, agent, scsi-pr, watchdog
 
     def fence(self, record: MemberRecord, done: Callable[[], None]) -> None: ...
+
+    def forget(self, record: MemberRecord) -> None:
+        """Try no more: somebody else saw to it. ``done`` is not called any more."""

@@ -19,3 +19,5 @@ class Unsafe:
     def fence(self, record: MemberRecord, done: Callable[[], None]) -> None:
         self._effects.log(WARNING, "fenced_nobody", {"member": record.node, "method": self.method})
         done()
+
+    def forget(self, record: MemberRecord) -> None: ...

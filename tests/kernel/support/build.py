@@ -1,15 +1,18 @@
-"""Have a kernel for the tests: ``python -m tests.kernel.support.build``. Does nothing if there is one."""
+"""Have a kernel and an iSCSI initiator for the tests: ``python -m tests.kernel.support.build``. Does nothing if they
+are there."""
 
 from __future__ import annotations
 
 import sys
 
+from tests.kernel.support import initiator
 from tests.kernel.support.kernel import KernelError, build
 
 
 def main() -> int:
     try:
         kernel = build()
+        initiator.build()
     except KernelError as error:
         print(f"kernel for the tests: {error}", file=sys.stderr)
         return 1

@@ -75,7 +75,7 @@ def build() -> Kernel:
 
 def _package() -> str:
     """The package that the meta package depends on now: linux-image-6.1.0-56-cloud-amd64, say."""
-    lines = _run(["apt-cache", "depends", META_PACKAGE]).decode().splitlines()
+    lines = run(["apt-cache", "depends", META_PACKAGE]).decode().splitlines()
     found = [line.split()[-1] for line in lines if re.match(r"\s*Depends: linux-image-[0-9]", line)]
     if not found:
         raise KernelError(f"apt knows no {META_PACKAGE}: run apt-get update (Debian 12 or 13, amd64)")
@@ -83,10 +83,10 @@ def _package() -> str:
 
 
 def _unpack(package: str, scratch: Path) -> Path:
-    _run(["apt-get", "-q", "download", package], cwd=scratch)
+    run(["apt-get", "-q", "download", package], cwd=scratch)
     (archive,) = scratch.glob("*.deb")
     tree = scratch / "tree"
-    _run(["dpkg", "-x", str(archive), str(tree)])
+    run(["dpkg", "-x", str(archive), str(tree)])
     (image,) = tree.glob("boot/vmlinuz-*")
     folder = scratch / "kernel"
     (folder / "lib").mkdir(parents=True)
@@ -116,10 +116,11 @@ def extract(image: bytes) -> bytes:
 
 def decompress(data: bytes) -> bytes:
     """Whatever the kernel's build uses: gzip, xz, lz4, zstd."""
-    return _run(["bsdcat"], data)
+    return run(["bsdcat"], data)
 
 
-def _run(command: list[str], data: bytes = b"", cwd: Path | None = None) -> bytes:
+def run(command: list[str], data: bytes = b"", cwd: Path | None = None) -> bytes:
+    """Return what the command prints. Raises KernelError when it fails, or is not installed."""
     environment = os.environ | {"LC_ALL": "C"}  # apt's words are read
     try:
         done = subprocess.run(command, input=data, capture_output=True, cwd=cwd, check=False, env=environment)
