@@ -37,7 +37,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from errno import EAGAIN, EFAULT, EINVAL, EIO, EOPNOTSUPP
+from errno import EAGAIN, EBADE, EFAULT, EINVAL, EIO, EOPNOTSUPP
 from struct import Struct
 from typing import Any
 
@@ -122,6 +122,7 @@ class AioEngine:
         clock: Clock = time.monotonic_ns,
     ) -> None:
         self.arena = arena
+        self.on_conflict: Callable[[], None] = lambda: None
         self._words = memoryview(bytearray(counters.PAGE_BYTES)).cast("Q") if words is None else words
         self._clock = clock
         self._base = arena.address
@@ -394,6 +395,8 @@ class AioEngine:
             if result == wants[slot]:
                 dones[slot](args[slot], 0)
             elif not self._without_fua(slot, result):
+                if result == -EBADE:
+                    self.on_conflict()
                 dones[slot](args[slot], -result if result < 0 else EIO)
         self._count(mark, same, now)
         return count

@@ -54,6 +54,9 @@ class Device(Protocol):
 class Engine(Protocol):
     """Asynchronous I/O in one thread: operations are queued, ``kick``ed to the kernel in batches, ``reap``ed."""
 
+    on_conflict: Callable[[], None]
+    """Called before the ``done`` of an operation that a device refused with EBADE: this host's reservation is gone."""
+
     @property
     def arena(self) -> Arena: ...
 

@@ -20,7 +20,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from errno import EFAULT, EINVAL, EIO
+from errno import EBADE, EFAULT, EINVAL, EIO
 from typing import Any, NamedTuple
 
 from snapd import counters
@@ -158,6 +158,7 @@ class MemoryEngine:
         clock: Clock = time.monotonic_ns,
     ) -> None:
         self.arena = arena
+        self.on_conflict: Callable[[], None] = lambda: None
         self._words = words
         self._clock = clock
         self._half = depth // 2
@@ -248,6 +249,8 @@ class MemoryEngine:
         if not error:
             self._perform(operation)
         self._signal()
+        if error == EBADE:
+            self.on_conflict()
         operation.done(operation.arg, error)
         return True
 

@@ -99,6 +99,7 @@ class Worker:
         slots = SlotPool.bytes_needed(SMALL_SLOTS, SMALL_SLOT, LARGE_SLOTS, LARGE_SLOT)
         arena = Arena(slots + geometry.copy_buffers * geometry.chunk_bytes + 24 * max(MIB, geometry.chunk_bytes))
         self._engine = AioEngine(arena, gate=self._may_write, words=words)
+        self._engine.on_conflict = self._conflict
         pool = SlotPool(arena, SMALL_SLOTS, SMALL_SLOT, LARGE_SLOTS, LARGE_SLOT)
         self._volume = Volume(self._engine, origin, geometry, self._channel.send, self._may_write, boottime, words)
         expected = Expected(settings.volume_uuid, origin, geometry.chunk_bytes)
@@ -132,7 +133,7 @@ class Worker:
 
     def _may_write(self) -> bool:
         """The gate: the lease's deadline has not passed. 0 means that it was never granted."""
-        return boottime() < self._deadline[0]
+        return self._exit is None and boottime() < self._deadline[0]
 
     def _receive(self, message: Message) -> None:
         self._handlers[type(message)](message)
@@ -153,6 +154,14 @@ class Worker:
 
     def _fenced(self, message: FencedNotice) -> None:
         self._exit = EXIT_FENCED
+
+    def _conflict(self) -> None:
+        """A device refused this host's key: others have fenced it. Nothing is answered but errors from here on, and no
+        snapshot is given up for what fails now: those who fenced this host go on with it."""
+        if self._exit is None:
+            self._exit = EXIT_FENCED
+            self._volume.failed, self._volume.admitting = EIO, False
+            self._channel.send(Fatal("fenced: a device has refused this host with a reservation conflict (EBADE)"))
 
     def _stop(self, message: Stop) -> None:
         self._stopping_since = boottime()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Sequence
-from errno import EINVAL, EIO
+from errno import EBADE, EINVAL, EIO
 from typing import Any
 
 from snapd.blockdev.base import Arena, Done
@@ -52,6 +52,7 @@ class MemoryEngine:
         self._queued: list[tuple[Any, ...]] = []
         self._running: list[tuple[Any, ...]] = []
         self.writes = 0
+        self.on_conflict: Callable[[], None] = lambda: None
 
     def read(self, device: Any, where: int, length: int, offset: int, done: Done, arg: Any) -> None:
         self._queued.append(("read", device, (where,), length, offset, done, arg))
@@ -97,6 +98,8 @@ class MemoryEngine:
                         device.log.append(("write", begin, bytes(self.arena.view[where : where + length])))
             if kind == "flush" and device.log is not None:
                 device.log.append(("flush", 0, b""))
+        if error == EBADE:
+            self.on_conflict()
         done(arg, error)
         return True
 

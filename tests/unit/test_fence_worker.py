@@ -1,0 +1,42 @@
+"""A worker whose host was fenced at the device: its writes come back with EBADE."""
+
+from __future__ import annotations
+
+import sys
+from errno import EIO
+from pathlib import Path
+
+import pytest
+
+from snapd.messages import Fatal
+from snapd.nbd import wire
+from snapd.units import KIB, MIB
+from tests.support.nbd_client import NbdClient
+from tests.support.worker_process import WorkerProcess, make_cow
+
+CHUNK, SIZE = 16 * KIB, 4 * MIB
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["a client's write", "a copy-out"])
+def test_a_fenced_worker_fails_everything_and_ends_with_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: bool
+) -> None:
+    """One refused write, be it to the origin or to a COW device: every request fails, control is told why, exit 4.
+    No snapshot is given up for it: the hosts that fenced this one go on with it."""
+    refuse = tmp_path / "refuse"
+    monkeypatch.setenv("REFUSE", str(refuse))
+    origin = tmp_path / "origin"
+    origin.write_bytes(b"o" * SIZE)
+    command = (sys.executable, "-m", "tests.support.refusing_worker")
+    with WorkerProcess(tmp_path, origin, CHUNK, command=command) as worker:
+        if copies:
+            worker.take(make_cow(tmp_path / "cow", "s1", SIZE, CHUNK, SIZE))
+        with NbdClient(worker.socket) as client:
+            assert client.answer(client.send(wire.CMD_WRITE, 0, data=b"n" * 512)).error == 0
+            refuse.touch()
+            numbers = [client.send(wire.CMD_WRITE, index * CHUNK, data=b"n" * 512) for index in range(1, 5)]
+            assert [client.answer(number).error for number in numbers] == [EIO] * 4
+            assert client.gone()
+        assert worker.process.wait(20) == 4
+        assert "EBADE" in worker.received(Fatal).reason
+        assert not worker.overflowed()
