@@ -37,9 +37,16 @@ class ConfigError(Refused):
 class FormatError(Refused):
     """Bytes that should be a header, an area or a sidecar are not; the message names field, value, expectation."""
 
+    kind = "header"
+    """One of counters.CORRUPTION_KINDS, if it is about a COW device."""
+
 
 class Corrupt(FormatError):
     """The exceptions of a store in use contradict each other or the device."""
+
+    def __init__(self, what: str, kind: str = FormatError.kind) -> None:
+        super().__init__(what)
+        self.kind = kind
 
 
 class WouldBlock(CsnapError):

@@ -69,12 +69,12 @@ FENCING = (
 IO = (
     _histogram("io_seconds", "Client requests from their arrival to their answer.", "device", "op"),
     _counter("io_bytes", "Bytes of client requests.", "device", "op"),
-    _counter("io_errors", "Client requests answered with an error.", "device", "op"),
+    _counter("io_errors", "Client requests answered with an error.", "device", "op", "errno"),
     _gauge("io_inflight", "Client requests received and not answered."),
     _gauge("io_waiting", "Parts of requests that wait for a lock, for space or for a re-read."),
     _gauge("io_oldest_inflight_seconds", "Age of the oldest unanswered request; 0: none."),
     _gauge("io_stalled", "1: the worker has stopped at the deadline."),
-    _histogram("backend_io_seconds", "Operations on the origin and on COW devices.", "backend", "op"),
+    _histogram("backend_io_seconds", "Operations on origin and COW devices, from io_submit on.", "backend", "op"),
     _gauge("nbd_connections", "Clients connected."),
     _counter("nbd_protocol_errors", "Connections dropped because of what the client sent."),
 )
@@ -92,7 +92,7 @@ COW = (
     _gauge("cow_exceptions", "Exceptions known to this host.", "snapshot"),
     _gauge("snapshot_state", "1 for the state that the snapshot is in.", "snapshot", "state"),
     Family("snapshot", INFO, "A snapshot of the volume.", ("snapshot", "store", "cow", "writable")),
-    _counter("snapshot_invalidations", "Snapshots lost, as seen by this host.", "reason"),
+    _counter("snapshot_invalidations", "Snapshots that this host found lost.", "reason"),
     _counter("metadata_corruption", "Metadata found that contradicts itself or the device.", "what"),
 )
 PROCESS = (

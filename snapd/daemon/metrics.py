@@ -167,7 +167,7 @@ def page_values(words: memoryview, now: int, snapshots: tuple[SnapshotRecord, ..
     found: Values = {
         "io_seconds": {labels: _row(words, row) for labels, row in rows.items()},
         "io_bytes": {labels: words[row + counters.BYTES] for labels, row in rows.items()},
-        "io_errors": {labels: words[row + counters.ERRORS] for labels, row in rows.items()},
+        "io_errors": {labels: words[at] for labels, at in counters.IO_ERRORS.items()},
         "io_inflight": {(): words[counters.INFLIGHT]},
         "io_waiting": {(): words[counters.WAITING]},
         "io_oldest_inflight_seconds": {(): max(0, now - oldest) / SECOND if oldest else 0.0},
@@ -183,8 +183,8 @@ def page_values(words: memoryview, now: int, snapshots: tuple[SnapshotRecord, ..
         "cow_commit_seconds": {(stage,): _row(words, row) for stage, row in counters.COMMIT.items()},
         "cow_metadata_reads": {(reason,): words[at] for reason, at in counters.REREADS.items()},
         "cow_metadata_read_exceptions": {(): words[counters.REREAD_ENTRIES]},
-        "snapshot_invalidations": {("any",): words[counters.INVALIDATIONS]},
-        "metadata_corruption": {("any",): words[counters.CORRUPTIONS]},
+        "snapshot_invalidations": {(reason,): words[at] for reason, at in counters.INVALIDATIONS.items()},
+        "metadata_corruption": {(kind,): words[at] for kind, at in counters.CORRUPTIONS.items()},
         "worker_heartbeat_age_seconds": {(): max(0, now - heartbeat) / SECOND if heartbeat else 0.0},
         "direct_io": {(): words[counters.DIRECT]},
         "lock_acquisitions": {

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from snapd.errors import Corrupt
 from snapd.format.layout import Layout
 
+OUT_OF_RANGE = "entry_out_of_range"
 _FIRST_BITS = 10
 _HASH = 0x9E3779B97F4A7C15
 """2**64 / golden ratio (Knuth, TAOCP 6.4): spreads runs and strides alike."""
@@ -88,13 +89,16 @@ class ChunkMap:
             at, bit = new >> 3 & 4095, 1 << (new & 7)
             if page[at] & bit or new % stride == 1:
                 self._count = count
-                what = "is a metadata area" if new % stride == 1 else "is used twice"
-                raise Corrupt(f"entry {count}: COW chunk {new} (of chunk {old}) {what}")
+                metadata = new % stride == 1
+                what = "is a metadata area" if metadata else "is used twice"
+                kind = "entry_on_metadata" if metadata else "entry_used_twice"
+                raise Corrupt(f"entry {count}: COW chunk {new} (of chunk {old}) {what}", kind)
             slot = (old * _HASH & _WORD) >> shift
             while values[slot]:
                 if keys[slot] == old:
                     self._count = count
-                    raise Corrupt(f"entry {count}: chunk {old} has an exception already, to COW chunk {values[slot]}")
+                    what = f"entry {count}: chunk {old} has an exception already, to COW chunk {values[slot]}"
+                    raise Corrupt(what, "entry_used_twice")
                 slot = slot + 1 & mask
             page[at] |= bit
             keys[slot], values[slot] = old, new
@@ -104,9 +108,10 @@ class ChunkMap:
     def _name_out_of_range(self, olds: Sequence[int], news: Sequence[int]) -> None:
         for index, (old, new) in enumerate(zip(olds, news, strict=True), self._count):
             if old >= self._origin_chunks:
-                raise Corrupt(f"entry {index}: chunk {old}, the origin has {self._origin_chunks}")
+                raise Corrupt(f"entry {index}: chunk {old}, the origin has {self._origin_chunks}", OUT_OF_RANGE)
             if not 2 <= new < self._layout.total_chunks:
-                raise Corrupt(f"entry {index}: COW chunk {new}, the device has 2 to {self._layout.total_chunks - 1}")
+                last = self._layout.total_chunks - 1
+                raise Corrupt(f"entry {index}: COW chunk {new}, the device has 2 to {last}", OUT_OF_RANGE)
 
     def _grow(self, needed: int) -> None:
         bits = max(_FIRST_BITS, (needed * 3 // 2).bit_length())

@@ -25,7 +25,7 @@ from typing import Protocol
 from uuid import UUID
 
 from snapd import counters
-from snapd.errors import Corrupt, CsnapError, Refused, StoreFull, WouldBlock
+from snapd.errors import Corrupt, CsnapError, FormatError, Refused, StoreFull, WouldBlock
 from snapd.exstore.base import Action, Finished, StatusKind, StoreConfig, StoreType
 from snapd.exstore.persistent import Batch, Persistent
 from snapd.messages import EX, NL, UNTRUSTED, Counter
@@ -162,6 +162,8 @@ class Clusterized:
 
     def _use_tail(self) -> None:
         if self._pending and (self._owes_batch or not self._revoked):
+            if not self._owes_batch and self._words is not None:  # else it waited for this grant
+                self._words[counters.CACHED["tail", "EX"]] += 1
             self._owes_batch = False
             self._append()
         elif self._space_wanted and (self._owes_space or not self._revoked):
@@ -196,7 +198,8 @@ class Clusterized:
             self.core.reread(None, lambda error: self._zero_tail(target, error))
             return
         if target.revision > self._seen and target.value < self._value:
-            self._die(Corrupt(f"counter: {target.value} entries at revision {target.revision}, {self._value} before"))
+            what = f"counter: {target.value} entries at revision {target.revision}, {self._value} before"
+            self._die(Corrupt(what, "entries_vanished"))
             return
         self._value = max(self._value, target.value)
         self._count_reread("counter" if self._seen else "load")
@@ -251,6 +254,8 @@ class Clusterized:
     def _die(self, error: CsnapError) -> None:
         if self.dead is None:
             self.dead = error
+            if isinstance(error, FormatError) and self._words is not None:
+                self._words[counters.CORRUPTIONS[error.kind]] += 1
             loaded, self._loaded = self._loaded, None
             if loaded is not None:
                 loaded(error)

@@ -24,7 +24,7 @@ from typing import Any
 
 from snapd import counters
 from snapd.clock import boottime
-from snapd.errors import Corrupt, CsnapError, DeviceError, Refused, StoreFull, StoreInvalid
+from snapd.errors import Corrupt, CsnapError, DeviceError, FormatError, Refused, StoreFull, StoreInvalid
 from snapd.exstore.base import Action, Finished, StatusKind, StoreConfig
 from snapd.exstore.chunkmap import ChunkMap
 from snapd.format.header import Header
@@ -100,7 +100,7 @@ class Persistent:
         try:
             header = Header.from_bytes(block)
             if header.chunk_size != self.layout.chunk_sectors:
-                raise Refused(
+                raise FormatError(
                     f"{self._device.path}: header: chunk_size {header.chunk_size} sectors, "
                     f"the volume's is {self.layout.chunk_sectors}"
                 )
@@ -121,7 +121,8 @@ class Persistent:
         layout = self.layout
         area, slot = divmod(self.count, layout.epa)
         if layout.area_chunk(area) >= layout.total_chunks:
-            self._finish(done, Corrupt(f"{self._device.path}: area {area} would lie behind the end: no terminator"))
+            what = f"{self._device.path}: area {area} would lie behind the end: no terminator"
+            self._finish(done, Corrupt(what, "no_terminator"))
             return
         stop = layout.epa if limit is None else min(layout.epa, limit - area * layout.epa)
         begin = max(slot - 1, 0) * ENTRY_BYTES // self._block * self._block
@@ -146,7 +147,8 @@ class Persistent:
         words = self._engine.arena.view[self._image : self._image + stop * ENTRY_BYTES].cast("Q")
         try:
             if slot and words[2 * slot - 1] == 0:
-                raise Corrupt(f"{self._device.path}: entry {self.count - 1} is gone; {self.count} were known")
+                what = f"{self._device.path}: entry {self.count - 1} is gone; {self.count} were known"
+                raise Corrupt(what, "entries_vanished")
             olds, news = words[2 * slot :: 2].tolist(), words[2 * slot + 1 :: 2].tolist()
             found = news.index(0) if 0 in news else len(news)
             self.map.update(olds[:found], news[:found])
@@ -156,7 +158,8 @@ class Persistent:
             if self._words is not None:
                 self._words[counters.REREAD_ENTRIES] += found
             if limit is not None and self.count < limit and slot + found < self.layout.epa:
-                raise Corrupt(f"{self._device.path}: {self.count} entries found, the counter says {limit}")
+                what = f"{self._device.path}: {self.count} entries found, the counter says {limit}"
+                raise Corrupt(what, "entries_vanished")
         except CsnapError as bad:
             self.broken = bad
             self._finish(done, bad)

@@ -96,7 +96,7 @@ class Transmission:
     """See the module. Whoever feeds it reads ``depth``, ``need``, ``room`` and ``ending`` after each ``parse``."""
 
     __slots__ = (
-        "_allocation", "_desk", "_finish", "_flags", "_mask", "_rows", "_size", "_structured", "_write",
+        "_allocation", "_desk", "_device", "_finish", "_flags", "_mask", "_rows", "_size", "_structured", "_write",
         "closed", "ending", "export", "held", "inflight", "need", "out", "owner", "room", "skip",
     )  # fmt: skip
 
@@ -120,8 +120,8 @@ class Transmission:
         self._flags = dict(_FLAGS)
         if opened.structured:
             self._flags[wire.CMD_READ] |= wire.CMD_FLAG_DF
-        device = "origin" if export.name == "origin" else "snapshot"
-        self._rows = [counters.IO[device, operation] for operation in counters.OPERATIONS]
+        self._device = "origin" if export.name == "origin" else "snapshot"
+        self._rows = [counters.IO[self._device, operation] for operation in counters.OPERATIONS]
         self._write: Request | None = None  # whose payload is coming in
         self._finish = self._finished  # bound once
 
@@ -216,7 +216,7 @@ class Transmission:
             return position
         if error:
             if kind in _OPERATIONS:
-                self._desk.words[self._rows[_OPERATIONS[kind]] + counters.ERRORS] += 1
+                self._count_error(_OPERATIONS[kind], error)
             self._queue(self._error(cookie, error))
             if kind == wire.CMD_WRITE:
                 count = min(length, end - position)
@@ -253,6 +253,9 @@ class Transmission:
             request, self._write = self._write, None
             self._desk.submit(request)
 
+    def _count_error(self, operation: int, error: int) -> None:
+        counters.note_error(self._desk.words, self._device, counters.OPERATIONS[operation], error)
+
     # ---- replies
 
     def _finished(self, request: Request, error: int) -> None:
@@ -264,11 +267,11 @@ class Transmission:
         row, words, took = self._rows[operation], desk.words, desk.now - request.started
         words[row] += 1  # counters.note, written out: it is called for every request
         words[row + 1] += request.length
-        words[row + 3] += took
-        words[row + 4 + min(took.bit_length(), _LAST_BUCKET)] += 1
+        words[row + 2] += took
+        words[row + 3 + min(took.bit_length(), _LAST_BUCKET)] += 1
         request.started = 0
         if error:
-            words[row + counters.ERRORS] += 1
+            self._count_error(operation, error)
         if self.closed:
             if segments:
                 desk.give(segments)

@@ -12,7 +12,7 @@ class Part:
     (it has none, holds nothing, and is routed from the beginning when it is woken).
     """
 
-    __slots__ = ("error", "left", "length", "offset", "region", "request", "tracked", "where")
+    __slots__ = ("error", "left", "length", "offset", "region", "request", "tracked", "waited", "where")
 
     def __init__(self, request: Request, offset: int, length: int, where: int) -> None:
         self.request = request
@@ -23,6 +23,7 @@ class Part:
         self.error = 0
         self.region = -1  # region whose lock its fall-through reads use
         self.tracked: list[int] = []  # chunks it reads through the stack
+        self.waited = False  # for the region's lock, which it has not used yet
 
     def cut(self, length: int) -> Part:
         """Shorten this part to ``length`` bytes and return the rest, a part of its own."""

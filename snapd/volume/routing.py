@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from snapd import counters
 from snapd.blockdev.base import Device
-from snapd.errors import CsnapError, WouldBlock
+from snapd.errors import CsnapError, FormatError, StoreFull, StoreInvalid, WouldBlock
 from snapd.exstore.clusterized import Clusterized
 from snapd.messages import CR, EX, Overflow
 from snapd.volume.part import Part
@@ -97,6 +97,7 @@ class Router:
         volume = self._volume
         region = part.offset // self._region
         if not volume.regions.usable(region, CR):
+            part.waited = True
             volume.regions.wait(region, CR, part)
             volume.pause(part)
             return False
@@ -108,7 +109,7 @@ class Router:
                 volume.copies.closing.wait(chunk, part)
                 volume.pause(part)
                 return False
-        volume.words[counters.CACHED["region", "CR"]] += 1
+        self._count_use(part, "CR")
         volume.regions.begin(region)
         part.region, part.tracked = region, misses
         for chunk in misses:
@@ -251,6 +252,7 @@ class Router:
         if snapshot.lost:
             volume.block(part)
         elif not volume.regions.usable(region, EX):
+            part.waited = True
             volume.regions.wait(region, EX, part)
             volume.pause(part)
         elif not self._current() or not volume.copies.buffers:
@@ -264,10 +266,10 @@ class Router:
             except WouldBlock:
                 volume.block(part)
             except CsnapError as error:
-                volume.lost(snapshot, str(error))
+                volume.lost(snapshot, error)
                 volume.block(part)
             else:
-                volume.words[counters.CACHED["region", "EX"]] += 1
+                self._count_use(part, "EX")
                 return new
         return 0
 
@@ -299,12 +301,28 @@ class Router:
         part.error = error
         self._volume.finish(part)
 
-    def overflow(self, snapshot: Snapshot, reason: str) -> None:
+    def _count_use(self, part: Part, mode: str) -> None:
+        """Count a use of the part's region, unless it is the one that it was waited for."""
+        if part.waited:
+            part.waited = False
+        else:
+            self._volume.words[counters.CACHED["region", mode]] += 1
+
+    def overflow(self, snapshot: Snapshot, error: CsnapError) -> None:
         """Tell the control process that the snapshot is lost; until it took the table, nobody skips a copy."""
-        volume = self._volume
-        volume.words[counters.INVALIDATIONS] += 1
+        volume, reason = self._volume, str(error)
+        volume.words[counters.INVALIDATIONS[_loss(error)]] += 1
         volume.notice(3, "snapshot_lost", snapshot=snapshot.spec.name, reason=reason)
         volume.send(Overflow(snapshot.spec.store, reason))
+
+
+def _loss(error: CsnapError) -> str:
+    """Return the one of counters.LOSSES that ``error`` is."""
+    if isinstance(error, StoreFull):
+        return "full"
+    if isinstance(error, StoreInvalid):
+        return "header"
+    return "corrupt" if isinstance(error, FormatError) else "device_error"
 
 
 def _store(snapshot: Snapshot) -> Clusterized:

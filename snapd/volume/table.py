@@ -15,7 +15,7 @@ from collections.abc import Callable
 from snapd import counters
 from snapd.blockdev.base import Device
 from snapd.clock import Clock
-from snapd.errors import CsnapError, Refused
+from snapd.errors import CsnapError, FormatError, Refused
 from snapd.exstore.base import Action, StoreConfig
 from snapd.exstore.clusterized import Clusterized
 from snapd.messages import (
@@ -220,6 +220,8 @@ class Table:
                 try:
                     self._open(snapshot)
                 except CsnapError as error:
+                    if isinstance(error, FormatError):
+                        volume.words[counters.CORRUPTIONS[error.kind]] += 1
                     volume.stack = []
                     self._retry_at = self._clock() + RETRY
                     volume.notice(3, "cow_open_failed", snapshot=snapshot.spec.name, error=error)
@@ -372,4 +374,4 @@ class _Ports:
         self._volume.defer(call)
 
     def lost(self, error: CsnapError) -> None:
-        self._volume.lost(self._snapshot, str(error))
+        self._volume.lost(self._snapshot, error)

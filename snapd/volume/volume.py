@@ -19,7 +19,7 @@ from typing import Any
 from snapd import counters
 from snapd.blockdev.base import Arena, Device, Engine
 from snapd.clock import Clock
-from snapd.errors import DeviceError
+from snapd.errors import CsnapError, DeviceError
 from snapd.messages import Done, Message, Notice, Want
 from snapd.units import MIB
 from snapd.volume.copyout import CopyOuts
@@ -87,6 +87,7 @@ class Volume:
         self.failed = 0  # an errno: fenced, or stopping without locks: everything is answered with it
         self.on_drained: Callable[[], None] = lambda: None
         self.running = 0
+        self._admitted = 0  # requests that found the table held and admitting
         self._waiting: deque[Part] = deque()  # until the table is granted, or the lease stands again
         self._blocked: deque[Part] = deque()  # until a store or a copy buffer can serve them
         self._deferred: list[Callable[[], None]] = []
@@ -105,7 +106,7 @@ class Volume:
             self.router.source,
             self._published,
             self.finish,
-            lambda snapshot, error: self.lost(snapshot, str(error)),
+            self.lost,
         )
 
     # ---- the NBD server's side
@@ -120,6 +121,7 @@ class Volume:
         export, operation = request.export, request.operation
         if operation == READ and export is self.origin_export and self.admitting and len(request.segments) == 1:
             self.running += 1  # the hot path: no lock but the table's, one operation
+            self._admitted += 1
             where, length = request.segments[0]
             self.engine.read(self.origin, where, length, request.offset, self._when_read, request)
             return
@@ -132,6 +134,7 @@ class Volume:
         if self.failed:
             request.done(request, self.failed)
             return
+        self._admitted += self.admitting
         request.left = 1  # this loop itself
         request.cursor = 0
         if operation == ZERO:
@@ -305,6 +308,7 @@ class Volume:
             deferred, self._deferred = self._deferred, []
             for call in deferred:
                 call()
+        self.words[counters.CACHED["table", "CR"]] = self._admitted
         self.words[counters.WAITING] = len(self._waiting) + len(self._blocked) + self.regions.waiting
 
     def fail_all(self, error: int) -> None:
@@ -345,11 +349,11 @@ class Volume:
     def _done_region(self, region: int, mode: int) -> None:
         self.send(Done(f"region/{region}", mode, self.committed()))
 
-    def lost(self, snapshot: Snapshot, reason: str) -> None:
+    def lost(self, snapshot: Snapshot, error: CsnapError) -> None:
         """A snapshot cannot be kept: the control process takes the table and invalidates it."""
         if not snapshot.lost and not self.failed:
-            snapshot.lost = reason
-            self.router.overflow(snapshot, reason)
+            snapshot.lost = str(error)
+            self.router.overflow(snapshot, error)
 
     def notice(self, priority: int, event: str, **fields: Any) -> None:
         """Log something through the control process."""

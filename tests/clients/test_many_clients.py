@@ -50,7 +50,7 @@ if can_attach():
                 assert reply.data == (b"" if reply.error else b"o" * 4096)
             across = client.answer(client.send(wire.CMD_READ, 2 * MIB - 4096, 8192))
             assert across.error == EIO
-            assert worker.words[counters.IO["origin", "read"] + counters.ERRORS] == 17
+            assert worker.words[counters.IO_ERRORS["origin", "read", "EIO"]] == 17
 
 
 if can_mount():

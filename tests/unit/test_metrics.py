@@ -125,7 +125,11 @@ def test_the_worker_counts_in_the_page(scene: Scene) -> None:
     words, row = scene.words, counters.IO["origin", "write"]
     counters.note(words, row, 4096, 5_000)
     counters.note(words, row, 512, 1)
-    words[row + counters.ERRORS] = 1
+    counters.note_error(words, "origin", "write", 28)
+    counters.note_error(words, "origin", "write", 121)
+    words[counters.INVALIDATIONS["full"]] = 2
+    words[counters.CORRUPTIONS["header"]] = 3
+    counters.note_together(words, counters.BACKEND["cow", "flush"], 4, 5_000)
     words[counters.OLDEST] = 97 * SECOND
     words[counters.HEARTBEAT] = 99 * SECOND
     words[counters.CACHED["region", "EX"]] = 7
@@ -135,13 +139,26 @@ def test_the_worker_counts_in_the_page(scene: Scene) -> None:
     assert scene.value("csnap_io_seconds_bucket", le=str(2**12 / SECOND), **labels) == 1
     assert scene.value("csnap_io_seconds_bucket", le=str(2**13 / SECOND), **labels) == 2
     assert scene.value("csnap_io_bytes_total", **labels) == 4608
-    assert scene.value("csnap_io_errors_total", **labels) == 1
+    assert scene.value("csnap_io_errors_total", errno="ENOSPC", **labels) == 1
+    assert scene.value("csnap_io_errors_total", errno="other", **labels) == 1
+    assert scene.value("csnap_io_errors_total", errno="EIO", **labels) == 0
+    assert scene.value("csnap_snapshot_invalidations_total", reason="full") == 2
+    assert scene.value("csnap_metadata_corruption_total", what="header") == 3
+    assert scene.value("csnap_backend_io_seconds_count", backend="cow", op="flush") == 4
+    assert scene.value("csnap_backend_io_seconds_sum", backend="cow", op="flush") == pytest.approx(20e-6)
     assert scene.value("csnap_io_oldest_inflight_seconds") == 3
     assert scene.value("csnap_worker_heartbeat_age_seconds") == 1
     assert scene.value("csnap_cow_commit_batch_exceptions_sum") == 201
     assert scene.value("csnap_cow_commit_batch_exceptions_bucket", le="2.0") == 1
     cached = {"mode": "EX", "resource": "region", "source": "cached", "result": "granted"}
     assert scene.value("csnap_lock_acquisitions_total", **cached) == 7
+
+
+def test_every_label_of_the_page_is_documented() -> None:
+    """docs/metrics.md has each reason, kind and errno that the worker counts under."""
+    text = (ROOT / "docs" / "metrics.md").read_text().partition("## Labels")[2]
+    words = {*counters.LOSSES, *counters.CORRUPTION_KINDS, *counters.ERRNOS.values(), counters.OTHER}
+    assert {word for word in words if not re.search(rf"\b{word}\b", text)} == set()
 
 
 def lock(resource: str, node: str, mode: int, waiting: bool, since: int) -> LockRow:

@@ -130,7 +130,11 @@ def test_the_volumes_errors_are_translated_to_the_protocols() -> None:
     for error, told in ((5, EIO), (28, ENOSPC), (30, EPERM), (121, EIO), (108, 108)):
         peer.volume.fail[READ] = error
         assert peer.say(request(READ_C, 0, 512, 1)) == [Answer(1, told, kind=ERROR)]
-    assert peer.words[counters.IO["origin", "read"] + counters.ERRORS] == 5
+    told_apart = {
+        name: peer.words[counters.IO_ERRORS["origin", "read", name]] for name in ("EIO", "ENOSPC", "ESHUTDOWN")
+    }
+    assert told_apart == {"EIO": 1, "ENOSPC": 1, "ESHUTDOWN": 1}
+    assert peer.words[counters.IO_ERRORS["origin", "read", counters.OTHER]] == 2
     assert peer.out_of_pool == 0
 
 
