@@ -15,7 +15,7 @@ from pathlib import Path
 
 HOME = f"usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}"
 PROJECT = Path(__file__).parents[3]
-ALWAYS = ("encodings.utf_8", "encodings.latin_1", "encodings.ascii", "encodings.aliases", "site", "traceback")
+ALWAYS = ("runpy", "encodings.utf_8", "encodings.latin_1", "encodings.ascii", "encodings.aliases", "site", "traceback")
 """Imported by the interpreter itself, or when something goes wrong."""
 
 RUN = "PYTHONHOME=/usr /usr/bin/python3 -s"
