@@ -39,6 +39,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 """Names of volumes and nodes: they become parts of keys, units and labels."""
 
 CHUNK_LEAST, CHUNK_MOST = 4 * KIB, MIB
+REGION_MOST = 1 << 50
+"""1 PiB: one region for any origin; the volume's record in etcd holds numbers below 2**63."""
+
 TTL_LEAST, TTL_MOST = 2, 300
 """Seconds. Below 2 nothing is left of a lease after the margin of one second; above, an outage is a long one."""
 
@@ -162,7 +165,7 @@ def load(path: Path) -> Config:
         values = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except ValueError as error:  # not UTF-8, not TOML, or a number of more digits than Python takes
         raise ConfigError(f"{path}: not TOML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: not TOML: nested too deeply") from error
@@ -205,7 +208,7 @@ class _Table:
         if found is None:
             raise ConfigError(f"{self._path}: [{name}]: missing")
         if not isinstance(found, dict):
-            raise self.error(key, "expected a table", repr(found))
+            raise self.error(key, "expected a table", _toml(found))
         return _Table(self._path, name, found)
 
     def get(self, key: str, check: Callable[[Any], T], default: T | None = None, why: str = "") -> T:
@@ -231,9 +234,13 @@ class _Table:
             raise self.error(key, "expected a key of letters, digits, '_' and '-'")
         if isinstance(value, bool):
             return str(int(value))
-        if not isinstance(value, str | int | float) or any(ord(letter) < 0x20 for letter in str(value)):
+        try:
+            text = str(value)
+        except ValueError:  # a number of more than 4,300 digits
+            text = "\n"
+        if not isinstance(value, str | int | float) or any(ord(letter) < 0x20 for letter in text):
             raise self.error(key, "expected a text or a number without line breaks")
-        return str(value)
+        return text
 
     def names(self) -> list[str]:
         return list(self._values)
@@ -250,7 +257,10 @@ def _toml(value: Any) -> str:
     """Return ``value`` about as it stands in the file, shortened."""
     if isinstance(value, bool):
         return str(value).lower()
-    shown = f'"{value}"' if isinstance(value, str) else repr(value)
+    try:
+        shown = f'"{value}"' if isinstance(value, str) else repr(value)
+    except ValueError:  # a number of more than 4,300 digits in it
+        return "..."
     return shown if len(shown) <= 120 else shown[:117] + "..."
 
 
@@ -317,8 +327,9 @@ def _chunk_size(value: Any) -> int:
 def _region_size(chunk: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
         size = parse_size(_string(value)) if not isinstance(value, int) or isinstance(value, bool) else value
-        if not is_power_of_two(size) or size < chunk:
-            raise ValueError(f"expected a power of two, at least chunk_size ({format_size(chunk)})")
+        if not is_power_of_two(size) or not chunk <= size <= REGION_MOST:
+            least, most = format_size(chunk), format_size(REGION_MOST)
+            raise ValueError(f"expected a power of two, at least chunk_size ({least}), at most {most}")
         return size
 
     return check

@@ -12,6 +12,7 @@ Worker -> control: Hello, Want, Done, Overflow, Prepared, Sealed, Invalidated, S
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
@@ -237,26 +238,60 @@ def encode(message: Message) -> bytes:
     return data
 
 
+def _exactly(kind: type[Any]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"{str(value)[:40]!r}: expected {kind.__name__}")
+        return value
+
+    return read
+
+
+def _many(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda values: tuple(map(read, _LIST(values)))
+
+
+def _pair(second: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        key, other = _LIST(value)
+        return _TEXT(key), second(other)
+
+    return read
+
+
+def _object(kind: type[Any]) -> Callable[[Any], Any]:
+    readers = [_READERS[str(field.type)] for field in fields(kind)]
+
+    def read(values: Any) -> Any:
+        if len(_LIST(values)) != len(readers):
+            raise ValueError(f"{len(values)} fields, expected {len(readers)}")
+        return kind(*[read(value) for read, value in zip(readers, values, strict=True)])
+
+    return read
+
+
+_TEXT, _NUMBER, _LIST = _exactly(str), _exactly(int), _exactly(list)
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "str": _TEXT,
+    "int": _NUMBER,
+    "bool": _exactly(bool),
+    "tuple[str, ...]": _many(_TEXT),
+    "tuple[tuple[str, int], ...]": _many(_pair(_NUMBER)),
+    "tuple[tuple[str, str], ...]": _many(_pair(_TEXT)),
+}
+"""By a field's type as it is written above."""
+
+_READERS["SnapshotSpec"] = _object(SnapshotSpec)
+_READERS["tuple[Counter, ...]"] = _many(_object(Counter))
+_READERS["tuple[SnapshotSpec, ...]"] = _many(_READERS["SnapshotSpec"])
+_MESSAGES = {name: _object(kind) for name, kind in _TYPES.items()}
+
+
 def decode(data: bytes) -> Message:
     """Return the message of a datagram. Raises FormatError for anything that ``encode`` does not make."""
     try:
-        name, *values = json.loads(data)
-        kind = _TYPES[name]
-        if len(values) != len(fields(kind)):
-            raise ValueError(f"{len(values)} fields, expected {len(fields(kind))}")
-        parts = {field.name: value for field, value in zip(fields(kind), values, strict=True)}
-        if "counters" in parts:
-            parts["counters"] = tuple(Counter(*item) for item in parts["counters"])
-        if "snapshots" in parts:
-            parts["snapshots"] = tuple(SnapshotSpec(*item) for item in parts["snapshots"])
-        if "snapshot" in parts:
-            parts["snapshot"] = SnapshotSpec(*parts["snapshot"])
-        for pairs in ("committed", "fields"):
-            if pairs in parts:
-                parts[pairs] = tuple((key, value) for key, value in parts[pairs])
-        if "warnings" in parts:
-            parts["warnings"] = tuple(parts["warnings"])
-        message: Message = kind(**parts)
-    except (ValueError, KeyError, TypeError) as error:
+        name, *values = _LIST(json.loads(data))
+        message: Message = _MESSAGES[name](values)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"message {data[:80]!r}: {error}") from error
     return message

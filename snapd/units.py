@@ -23,7 +23,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d{1,18})\s*([A-Za-z]*)\s*", text, re.ASCII)
     if match is None or match[2] not in _FACTORS:
-        raise Refused(f"size {text!r}: expected a whole number and one of B, KiB, MiB, GiB, TiB")
+        raise Refused(f"size {text[:40]!r}: expected a whole number and one of B, KiB, MiB, GiB, TiB")
     return int(match[1]) * _FACTORS[match[2]]
 
 
