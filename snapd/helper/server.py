@@ -78,7 +78,7 @@ class Server:
             self._places.release()
 
     def _answer(self, sock: socket.socket) -> bytes:
-        pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        pid, uid = peer(sock)
         try:
             if uid not in (0, self._owner):
                 raise CsnapError(f"helper: process {pid} of user {uid} may not ask: only root and the daemon's user")
@@ -88,6 +88,12 @@ class Server:
         except Exception as error:  # a bug must not end the helper: a watchdog may be in its hands
             answer = {"error": f"helper: {type(error).__name__}: {error}", "kind": "CsnapError"}
         return json.dumps(answer).encode()
+
+
+def peer(sock: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end, as the kernel has them."""
+    pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return pid, uid
 
 
 def _line(sock: socket.socket) -> object:
