@@ -43,8 +43,9 @@ class Locks:
     # ---- life
 
     def begin(self) -> None:
-        """The member has joined; its old holds are gone. The table is wanted from now on."""
+        """The member has joined; its old holds are gone, so is what was seen of them. The table is wanted."""
         self._running = True
+        self.resync()
         self.want("table", CR)
 
     def end(self) -> None:
@@ -174,24 +175,24 @@ class Locks:
         if result.succeeded:
             entry.hold, entry.token = entry.want, result.revision
             self._all.give(entry, claims.ranges(result))
-        else:
-            self._ticketed(entry, result)
+        elif not self._ticketed(entry, result):
+            self._all.refused(entry)
 
-    def _ticketed(self, entry: Entry, result: TxnResult) -> None:
-        """The ELSE branch: a ticket, if its nested conditions held."""
+    def _ticketed(self, entry: Entry, result: TxnResult) -> bool:
+        """The ELSE branch: a ticket, if its nested conditions held; whether they did."""
         nested = next((found for found in result.results if isinstance(found, TxnResult)), None)
         if nested is None or not nested.succeeded:
-            self._all.refused(entry)
-            return
+            return False
         entry.hold = entry.token = NL  # a conversion gave the CR up
         entry.ticket, entry.ticket_mode = result.revision, entry.want
+        return True
 
     def _converted(self, entry: Entry, result: TxnResult) -> None:
         if result.succeeded:
             entry.hold, entry.token = EX, result.revision
             self._all.give(entry, claims.ranges(result))
-        else:
-            self._ticketed(entry, result)
+        elif not self._ticketed(entry, result):
+            self._all.session.doubt(f"{entry.resource}: the CR that is to be converted is not there")
 
     def _unused_hold(self, entry: Entry) -> None:
         """Held, but the worker was not told: a CR to convert, or what a lost answer left."""
