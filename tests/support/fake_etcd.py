@@ -63,6 +63,7 @@ class Fault:
     fail: bool = False  # applied, and the client hears "unavailable": ambiguous at once, not after the timeout
     request_delay: int = 0
     response_delay: int = 0
+    duplicate: bool = False  # a message of a watch stream comes twice, as after a resumed stream
 
 
 NO_FAULT = Fault()
@@ -414,7 +415,8 @@ class FakeWatch:
         if not fault.drop_response:  # a hung stream; TCP loses nothing in the middle
             scheduler = self.owner.etcd.scheduler
             self._last = max(self._last, scheduler.now() + self.owner.etcd.latency + fault.response_delay)
-            scheduler.call_at(self._last, lambda: self.owner.deliver_stream(lambda: self._tell(notice)))
+            for _ in range(1 + fault.duplicate):
+                scheduler.call_at(self._last, lambda: self.owner.deliver_stream(lambda: self._tell(notice)))
 
     def _progress(self) -> None:
         if self.owner.etcd.serves(self):
