@@ -10,6 +10,7 @@ but it can be loosened by accident; the kernel's word on the peer cannot.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -95,7 +96,8 @@ class AdminServer(Server):
         allowed = may_ask(uid, gid, _groups(sock), os.geteuid(), self._group)
         if not allowed:
             self._refused({"uid": uid, "gid": gid, "pid": pid})
-            sock.send(b'{"error":"not allowed: only root, the daemon\'s user and members of its group may ask"}\n')
+            with contextlib.suppress(OSError):  # it has gone already
+                sock.send(b'{"error":"not allowed: only root, the daemon\'s user and members of its group may ask"}\n')
         return allowed
 
     def _asked(self, client: Client, line: bytes) -> None:

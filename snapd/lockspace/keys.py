@@ -29,7 +29,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 """Names of nodes and snapshots: they become parts of keys, exports and labels."""
 
 _MODES = {"CR": CR, "EX": EX}
-_RESOURCE = re.compile(r"table|region/(0|[1-9][0-9]{0,9})|tail/[0-9a-f-]{36}", re.ASCII)
+_STORE = re.compile(r"[0-9a-f-]{36}", re.ASCII)
+_RESOURCE = re.compile(rf"table|region/(0|[1-9][0-9]{{0,9}})|tail/{_STORE.pattern}", re.ASCII)
 
 
 def check_name(what: str, name: str) -> None:
@@ -45,6 +46,11 @@ def kind(resource: str) -> str:
 
 def is_resource(text: str) -> bool:
     return _RESOURCE.fullmatch(text) is not None
+
+
+def is_store(text: str) -> bool:
+    """Whether it looks like a store's UUID."""
+    return _STORE.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +122,9 @@ class Keys:
             return self._locked(Parsed("q", rest[-1], "/".join(rest[:-1])))
         if kind in ("m", "a", "c") and len(rest) == 1:
             return Parsed(kind, rest[0])
-        if kind in ("x", "o") and len(rest) == 2:
+        if kind in ("x", "o") and len(rest) == 2 and is_store(rest[0]):
             return Parsed(kind, rest[1], store=rest[0])
-        if kind == "v" and len(rest) == 1:
+        if kind == "v" and len(rest) == 1 and is_store(rest[0]):
             return Parsed(kind, store=rest[0])
         if kind == "s" and len(rest) == 1:
             return Parsed(kind, name=rest[0])

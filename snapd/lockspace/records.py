@@ -21,6 +21,9 @@ from snapd.messages import UNTRUSTED
 MAX_VALUE = 16 * 1024
 """Bytes; our own records stay below one KiB."""
 
+MAX_TEXT = 4096
+"""Characters of one text: a path's most. The whole table goes to the worker in one datagram."""
+
 ACTIVE, FENCING, FENCED = "active", "fencing", "fenced"
 MEMBER_STATES = (ACTIVE, FENCING, FENCED)
 SNAPSHOT_STATES = ("creating", "active", "overflow", "invalid", "deleting")
@@ -79,8 +82,13 @@ def _check(key: str, name: str, value: object, kind: type, choices: tuple[object
         raise FormatError(f"{key}: {name} {value!r}: expected one of {', '.join(map(str, choices))}")
     if isinstance(value, int) and not 0 <= value <= MAX_NUMBER:
         raise FormatError(f"{key}: {name} {value}: expected 0 to {MAX_NUMBER}")
-    if isinstance(value, str) and any(ord(letter) < 0x20 for letter in value):
-        raise FormatError(f"{key}: {name} {value!r}: expected text without control characters")
+    if isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            raise FormatError(f"{key}: {name} {value[:40]!r}...: expected at most {MAX_TEXT} characters")
+        if any(ord(letter) < 0x20 for letter in value):
+            raise FormatError(f"{key}: {name} {value!r}: expected text without control characters")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):  # JSON can say half a surrogate pair
+            raise FormatError(f"{key}: {name} {value!r}: expected UTF-8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ class Recovery:
         self._cases: dict[str, Case] = {}
         self._waits: dict[str, tuple[str, int]] = {}  # members being fenced, by whomever: by whom, seen since
         self._scheduled = False
+        self._named: set[str] = set()  # records that make no sense: once each
 
     def resync(self) -> None:
         """What was under way is void, or shown by the mirror."""
@@ -152,11 +153,9 @@ class Recovery:
         case.record, case.revision = record, revision
         return case
 
-    _named = ""
-
     def _name(self, error: FormatError) -> None:
-        if self._named != str(error):
-            self._named = str(error)
+        if str(error) not in self._named:
+            self._named.add(str(error))
             self._effects.log(ERROR, "bad_record", {"error": error})
 
     # ---- beginning

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from snapd.errors import FormatError
 from snapd.lockspace import claims
 from snapd.lockspace.entry import Entry
-from snapd.lockspace.keys import Keys
+from snapd.lockspace.keys import Keys, is_store
 from snapd.lockspace.kv import KeyValue, TxnResult
 from snapd.lockspace.mirror import Mirror
 from snapd.lockspace.ports import ERROR, Effects, Settings, Timers
@@ -148,7 +148,9 @@ class Resources:
         self.effects.observe("lock_acquisitions_total", {**labels, "source": "granted", "result": "granted"}, 1)
         self.learn(ranges[0])
         counters = tuple(
-            Counter(kv.key.rpartition("/")[2], kv.mod_revision, counter_value(kv.key, kv.value)) for kv in ranges[0]
+            Counter(store, kv.mod_revision, counter_value(kv.key, kv.value))
+            for kv in ranges[0]
+            if is_store(store := kv.key.rpartition("/")[2])  # a foreign key must not make the message too long
         )
         skip = self._skip(ranges[1]) if entry.kind == "tail" else 0
         snapshots = table_of(ranges[1], self._bad_record) if entry.kind == "table" else ()

@@ -167,5 +167,5 @@ def test_a_section_that_is_something_else_is_refused(value: Any) -> None:
     """Any value in the place of any section."""
     for section in ("volume", "node", "lockspace", "export", "metrics", "fencing"):
         values = {"volume": {}, "lockspace": {}, "export": {}, "fencing": {}, section: value}
-        with pytest.raises(ConfigError, match="^vmstore: "):
+        with pytest.raises(ConfigError, match=r"^vmstore: "):
             config.parse(Path("vmstore"), values)

@@ -1,4 +1,4 @@
-"""Datagrams between control and worker: whatever the bytes, a message that ``encode`` could have made, or FormatError."""
+"""Datagrams between control and worker: whatever the bytes, a message that ``encode`` makes, or FormatError."""
 
 from __future__ import annotations
 
