@@ -11,13 +11,14 @@ shows them of tests that failed.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
@@ -41,6 +42,18 @@ class Daemon(Host):
     """A host and its daemon: control process and worker."""
 
     process: subprocess.Popen[bytes] | None = None
+    within: tuple[str, ...] = ()
+    """A command that execs the daemon's, e.g. in a network namespace."""
+
+    def serve(self) -> list[str]:
+        return [*self.within, *super().serve()]
+
+    def configure(self, key: str, value: str) -> None:
+        """Give a key that the configuration has another value, in TOML; before the start."""
+        line = f"{key} = {value}"
+        text, count = re.subn(rf"^{key} = .*$", lambda _: line, self.config.read_text(), flags=re.MULTILINE)
+        assert count == 1, f"{key}: {count} lines"
+        self.config.write_text(text)
 
     @property
     def log(self) -> Path:
@@ -135,21 +148,39 @@ class Daemon(Host):
 
 
 class Hosts:
-    """See the module. ``[n]`` is the n-th daemon, named host-a, host-b, ..."""
+    """See the module. ``[n]`` is the n-th daemon, named host-a, host-b, ...
 
-    def __init__(self, count: int = 2, *, origin_size: int = 8 * MIB, lease_ttl: int = 3) -> None:
+    ``etcds``: the members of an etcd cluster that runs, and that somebody else ends; without: one of our own.
+    """
+
+    def __init__(
+        self,
+        count: int = 2,
+        *,
+        origin_size: int = 8 * MIB,
+        lease_ttl: int = 3,
+        chunk_size: str = "16KiB",
+        etcds: Sequence[EtcdServer] = (),
+    ) -> None:
         self.directory = _directory()
-        self.etcd = EtcdServer()
-        self.volume = Volume("vol", str(uuid4()), self.directory / "origin", self.etcd.url, lease_ttl)
+        self._own_etcd = not etcds
+        self.etcds = list(etcds) or [EtcdServer()]
+        self.etcd = self.etcds[0]
+        origin = self.directory / "origin"
+        self.volume = Volume("vol", str(uuid4()), origin, self.etcd.url, lease_ttl, chunk_size)
         _sparse(self.volume.origin, origin_size)
         names = [f"host-{letter}" for letter in "abcdefgh"[:count]]
         self._hosts = [
             Daemon(name, self.directory / name, self.volume, port)
             for name, port in zip(names, free_ports(count), strict=True)
         ]
+        urls = ", ".join(f'"{etcd.url}"' for etcd in self.etcds)
+        for host in self._hosts:
+            host.configure("endpoints", f"[{urls}]")
 
     def __enter__(self) -> Hosts:
-        self.etcd.start()
+        if self._own_etcd:
+            self.etcd.start()
         return self
 
     def __exit__(
@@ -157,7 +188,8 @@ class Hosts:
     ) -> None:
         for host in self._hosts:
             host.destroy()
-        self.etcd.destroy()
+        if self._own_etcd:
+            self.etcd.destroy()
         logs = [f"---- {host.name}\n{host.tail()}" for host in self._hosts]
         shutil.rmtree(self.directory, ignore_errors=True)
         print("\n".join(logs))  # last: nobody may be listening any more

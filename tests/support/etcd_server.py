@@ -10,6 +10,7 @@ sleeping a fixed time.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from snapd.errors import LockspaceError
 from snapd.lockspace.etcd import Tls
@@ -30,6 +32,7 @@ from snapd.lockspace.kv import Range
 BINARY = "/usr/bin/etcd"
 START_TIMEOUT = 20.0  # seconds
 ALONE = ("--heartbeat-interval", "20", "--election-timeout", "100")  # a single member elects itself sooner
+GATEWAY_LIMIT = 5  # seconds
 SECOND = 1_000_000_000
 
 
@@ -104,6 +107,7 @@ class EtcdServer:
         *,
         name: str = "n0",
         ports: tuple[int, int] | None = None,
+        address: str = "127.0.0.1",
         cluster: str = "",
         certificates: Certificates | None = None,
         arguments: Sequence[str] = (),
@@ -111,7 +115,7 @@ class EtcdServer:
         client, peer = ports or tuple(free_ports(2))
         base = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.directory = Path(tempfile.mkdtemp(prefix="csnap-etcd-", dir=base))
-        self.url = f"{'https' if certificates else 'http'}://127.0.0.1:{client}"
+        self.url = f"{'https' if certificates else 'http'}://{address}:{client}"
         self.client_tls = certificates.client if certificates else None
         self._peer = f"http://127.0.0.1:{peer}"
         self._name = name
@@ -170,11 +174,58 @@ class EtcdServer:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def compact(self, revision: int) -> None:
-        """Compact by the JSON gateway (plaintext servers only): the driver has no use for it."""
-        body = json.dumps({"revision": revision, "physical": True}).encode()
-        request = urllib.request.Request(f"{self.url}/v3/kv/compaction", body, {"Content-Type": "application/json"})
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
-            answer.read()
+        """Compact up to ``revision``."""
+        self._ask("kv/compaction", revision=revision, physical=True)
+
+    def revision(self) -> int:
+        """Return the newest revision."""
+        return int(self._ask("kv/range", key="AA==")["header"]["revision"])
+
+    def leads(self) -> bool:
+        """Whether this member is the leader, by its own account; False if it does not answer."""
+        try:
+            status = self._ask("maintenance/status")
+        except OSError:
+            return False
+        return bool(status.get("leader") == status["header"]["member_id"])
+
+    def defragment(self) -> None:
+        self._ask("maintenance/defragment")
+
+    def disarm(self) -> None:
+        """Take the NOSPACE alarms back."""
+        self._ask("maintenance/alarm", action="DEACTIVATE", alarm="NOSPACE")
+
+    def _ask(self, method: str, **body: object) -> dict[str, Any]:
+        """Ask the JSON gateway (plaintext servers only): what the driver has no use for."""
+        request = urllib.request.Request(
+            f"{self.url}/v3/{method}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=GATEWAY_LIMIT) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+        return found
+
+    def etcdctl(self, *arguments: str) -> str:
+        """Run the distribution's etcdctl, as an administrator does; return what it prints."""
+        environment = {**os.environ, "ETCDCTL_API": "3"}
+        command = ["etcdctl", "--endpoints", self.url, *arguments]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_TIMEOUT)
+        assert ended.returncode == 0, f"{command}: {ended.stderr}"
+        return ended.stdout
+
+    def restore(self, backup: Path, token: str = "csnap-test") -> None:
+        """Kill it, and start it from what ``etcdctl snapshot save`` saved; a ``token`` of its own: another cluster."""
+        self.wipe()
+        data = ("--data-dir", str(self.directory / "data"), "--name", self._name)
+        cluster = ("--initial-cluster", self._cluster, "--initial-cluster-token", token)
+        self.etcdctl("snapshot", "restore", str(backup), *data, *cluster, "--initial-advertise-peer-urls", self._peer)
+        self.start(token=token)
+
+    def wipe(self) -> None:
+        """Kill it and remove its data."""
+        self.kill()
+        shutil.rmtree(self.directory / "data")
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -198,14 +249,17 @@ class EtcdServer:
 
 
 @contextmanager
-def etcd_cluster(count: int = 3, arguments: Sequence[str] = ()) -> Iterator[list[EtcdServer]]:
-    """Start a cluster of ``count`` members that has a leader."""
+def etcd_cluster(
+    count: int = 3, arguments: Sequence[str] = (), addresses: Sequence[str] = ()
+) -> Iterator[list[EtcdServer]]:
+    """Start a cluster of ``count`` members that has a leader; clients find them at these addresses."""
     ports = free_ports(2 * count)
     pairs = list(zip(ports[:count], ports[count:], strict=True))
     cluster = ",".join(f"n{i}=http://127.0.0.1:{peer}" for i, (_, peer) in enumerate(pairs))
     with ExitStack() as stack:
         servers = [
-            EtcdServer(name=f"n{i}", ports=pair, cluster=cluster, arguments=arguments) for i, pair in enumerate(pairs)
+            EtcdServer(name=f"n{i}", ports=pair, address=address, cluster=cluster, arguments=arguments)
+            for i, (pair, address) in enumerate(zip(pairs, addresses or ["127.0.0.1"] * count, strict=True))
         ]
         for server in servers:
             stack.callback(server.destroy)

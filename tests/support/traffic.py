@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from demo.history import NEVER, Write, judge, stamp
-from demo.nbd import NbdClient, NbdError
+from demo.nbd import PIECE, NbdClient, NbdError
 from tests.support.daemons import Daemon, Hosts
 from tests.support.etcd_server import wait_for
 
@@ -49,6 +49,11 @@ class Worker(threading.Thread):
     def step(self, client: NbdClient) -> None:
         raise NotImplementedError
 
+    @property
+    def answered(self) -> float:
+        """When its last answer came; 0 if none did."""
+        raise NotImplementedError
+
     def stop(self) -> None:
         """End at a request's boundary; raise what went wrong."""
         self._stopping.set()
@@ -78,6 +83,10 @@ class Writer(Worker):
         self.writes[-1] = Write(self._number, block, sequence, issued, acknowledged)
         self.longest = max(self.longest, acknowledged - issued)
 
+    @property
+    def answered(self) -> float:
+        return max((write.acknowledged for write in self.writes[-2:] if write.acknowledged < NEVER), default=0)
+
 
 class Reader(Worker):
     """Reads a whole export again and again; it must always be ``expected``."""
@@ -86,9 +95,18 @@ class Reader(Worker):
         super().__init__(daemon.socket, export, READ_PAUSE)
         self.rounds = 0
         self._expected = expected
+        self._answered = 0.0
+
+    @property
+    def answered(self) -> float:
+        return self._answered
 
     def step(self, client: NbdClient) -> None:
-        image = client.read_all()
+        pieces = []
+        for at in range(0, client.size, PIECE):
+            pieces.append(client.read(at, min(PIECE, client.size - at)))
+            self._answered = time.monotonic()
+        image = b"".join(pieces)
         if image != self._expected:
             at = next(at for at in range(len(image)) if image[at] != self._expected[at])
             raise AssertionError(f"{self.path} {self.export}: differs from byte {at} on")
