@@ -37,6 +37,9 @@ class Guard(Sink, Protocol):
     def preempt(self, victim: str, ended: Callable[[str, bool], None]) -> None:
         """See ``scsi_pr.Preempter``."""
 
+    def tidy(self, key: str) -> None:
+        """See ``scsi_pr.Preempter``."""
+
 
 class NoGuard:
     """Methods that ask nothing of the host that may be fenced."""
@@ -54,6 +57,8 @@ class NoGuard:
 
     def preempt(self, victim: str, ended: Callable[[str, bool], None]) -> None:
         ended("this method has no reservations", False)
+
+    def tidy(self, key: str) -> None: ...
 
 
 def make_guard(

@@ -108,3 +108,5 @@ class WatchdogGuard:
 
     def preempt(self, victim: str, ended: Callable[[str, bool], None]) -> None:
         ended("this method has no reservations", False)
+
+    def tidy(self, key: str) -> None: ...

@@ -5,7 +5,7 @@
     fencing                preempts the dead member's key on all of them; one that has not our key gets it first
     after a clean leave    the key is taken away. While other members are there and this host holds the reservation it
                            stays: else the reservation would end and let fenced hosts in. The others then preempt it,
-                           which hands the reservation over; they do so for every key that leaves with its member
+                           which hands the reservation over; they do so whenever a member has gone (``tidy``)
 
 A deleted snapshot's COW device keeps the keys until the members leave: it may share its LUN with devices in use.
 """
@@ -21,13 +21,10 @@ from snapd.daemon.loop import Loop
 from snapd.errors import CsnapError, Fenced
 from snapd.helper.client import Helper
 from snapd.lockspace.member import Member
-from snapd.lockspace.ports import ACTIVE, ERROR, NOTICE, WARNING
+from snapd.lockspace.ports import ERROR, NOTICE, WARNING
 from snapd.messages import Forget, Grant, Message, Prepare, Prepared
-from snapd.units import SECOND
 
 LIVE = ("active", "overflow", "deleting")
-TIDY = 2 * SECOND
-"""How soon the key of a member that left is looked for."""
 
 
 class ReservationGuard:
@@ -51,10 +48,7 @@ class ReservationGuard:
         self._gate = Gate(loop, sink, told, self._prepare)
         self.registered: dict[str, None] = {}  # devices
         self._asked: dict[str, Prepare] = {}  # by store: while its device is being registered
-        self._known: dict[str, str] = {}  # node -> fence key, when last looked
-        self._closed = False
         self.set_deadline = sink.set_deadline
-        loop.call_later(TIDY, self._tidy)
 
     def send(self, message: Message) -> None:
         if isinstance(message, Prepare) and message.snapshot.path not in self.registered:
@@ -152,25 +146,9 @@ class ReservationGuard:
                 errors.append(str(error))
         return errors
 
-    # ---- members that leave
-
-    def _tidy(self) -> None:
-        """The keys of members that are gone go too: one of them may hold the reservation."""
-        if self._closed:
-            return
-        self._loop.call_later(TIDY, self._tidy)
-        member = self.member
-        if member is None or member.state != ACTIVE:
-            return
-        now = member.fence_keys()
-        gone = {key for key in self._known.values() if key and key not in now.values()}
-        first = min(now, default="") == member.settings.node
-        self._known = now
+    def tidy(self, key: str) -> None:
         devices = list(self.registered)
-        for key in gone - {self.fence_key} if first else ():
-            self._tidy_key(devices, key)
 
-    def _tidy_key(self, devices: list[str], key: str) -> None:
         def work() -> None:
             for device in devices:
                 self._preempt(device, key, False)
@@ -206,5 +184,4 @@ class ReservationGuard:
 
         in_thread(self._loop, work, worked)
 
-    def close(self, worker_ended: bool) -> None:
-        self._closed = True
+    def close(self, worker_ended: bool) -> None: ...

@@ -75,6 +75,7 @@ class Recovery:
         self.settle: Settle = lambda incarnation: ((), ())
         self._cases: dict[str, Case] = {}
         self._waits: dict[str, tuple[str, int]] = {}  # members being fenced, by whomever: by whom, seen since
+        self._seen: dict[str, MemberRecord] = {}  # other members, by node
         self._scheduled = False
         self._named: set[str] = set()  # records that make no sense: once each
 
@@ -102,13 +103,20 @@ class Recovery:
                 self._take(node, record, kv)
         for node in [node for node in self._cases if node not in mirror.members]:
             self._fencer.forget(self._cases.pop(node).record)
-        self._waits = {node: wait for node, wait in self._waits.items() if node in mirror.members}
+        for node in [node for node in self._seen if node not in mirror.members]:
+            self._waits.pop(node, None)
+            self._fencer.left(self._seen.pop(node))
 
     def waiting(self) -> list[tuple[str, str, int]]:
         """Members whose fencing is waited for: node, node of who fences it, seen since when."""
         return [(node, by, since) for node, (by, since) in sorted(self._waits.items())]
 
     def _watch(self, record: MemberRecord) -> None:
+        if record.node != self._settings.node:
+            before = self._seen.get(record.node)
+            self._seen[record.node] = record
+            if before is not None and before.incarnation != record.incarnation:
+                self._fencer.left(before)
         if record.state != FENCING:
             self._waits.pop(record.node, None)
         elif self._waits.get(record.node, ("", 0))[0] != record.by_node:

@@ -35,6 +35,7 @@ class PlayedFencer:
     def __init__(self) -> None:
         self.at_once = True
         self.fenced: list[str] = []
+        self.gone: list[str] = []
         self._waiting: list[tuple[MemberRecord, Callable[[], None]]] = []
 
     def fence(self, record: MemberRecord, done: Callable[[], None]) -> None:
@@ -44,6 +45,9 @@ class PlayedFencer:
 
     def forget(self, record: MemberRecord) -> None:
         self._waiting = [pair for pair in self._waiting if pair[0].incarnation != record.incarnation]
+
+    def left(self, record: MemberRecord) -> None:
+        self.gone.append(record.incarnation)
 
     def confirm(self) -> None:
         """The machine is off."""

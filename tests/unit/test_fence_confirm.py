@@ -117,6 +117,17 @@ def test_a_confirmed_member_that_wakes_is_fenced() -> None:
     assert rig.b.failure is not None
 
 
+def test_the_fencer_hears_of_every_member_that_goes() -> None:
+    """In order, after a recovery, or replaced by its next incarnation while nobody looked: once each."""
+    rig = LockRig("host-a", "host-b", "host-c")
+    first, dead = rig.b.settings.incarnation, rig.c.settings.incarnation
+    rig.b.stop()
+    rig.c.kill()
+    rig.until(lambda: state(rig, "host-c") == "gone")
+    rig.settle()
+    assert rig.a.fencer.gone == [first, dead]
+
+
 # ---- the admin socket's command
 
 

@@ -188,6 +188,10 @@ class Preempter:
         ended("/dev/x: no path" if self.failures >= 0 else "", self.aborted)
 
 
+    def tidy(self, key: str) -> None:
+        self.victims.append(key)
+
+
 def victim(key: str = reservation_key("i-1")) -> MemberRecord:
     return MemberRecord("host-b", "fencing", "machine", "boot", "i-1", "/lock", key, "")
 

@@ -91,6 +91,8 @@ class Agent:
         """The attempt that runs is left to end; it is the last one."""
         self._waiting.pop(record.incarnation, None)
 
+    def left(self, record: MemberRecord) -> None: ...
+
     def close(self) -> None:
         """Try no more. An agent that runs is left to end: what it does is wanted all the same."""
         self._closed.set()

@@ -19,5 +19,8 @@ class Fencer(Protocol):
 
     def fence(self, record: MemberRecord, done: Callable[[], None]) -> None: ...
 
+    def left(self, record: MemberRecord) -> None:
+        """This incarnation is no member any more, in order or after its recovery: tidy up what is left of it."""
+
     def forget(self, record: MemberRecord) -> None:
         """Try no more: somebody else saw to it. ``done`` is not called any more."""

@@ -8,6 +8,9 @@ Idempotent: a key that is gone already is success, so a second survivor, or a se
 began. A device that does not answer is a failure, and everything is tried again: a member that may still write to one
 device is not fenced. Its host's *reads* go on; a late answer is stopped by its own deadline (worker).
 
+A member that leaves while others are there may leave its key behind (daemon/registering.py says why): whoever sees its
+record go removes it, without abort. Once is enough, and a failure harms nobody: a path stays registered.
+
 The key is derived from the incarnation, so a member that came back meanwhile is not hit: its path has another key.
 """
 
@@ -28,6 +31,9 @@ class Preempter(Protocol):
     def preempt(self, victim: str, ended: Callable[[str, bool], None]) -> None:
         """``ended(error, aborted)``, once: "" when the key is on no device any more."""
 
+    def tidy(self, key: str) -> None:
+        """Remove the key of a member that has gone, as far as it is there."""
+
 
 class ScsiPr:
     """See the module."""
@@ -38,6 +44,10 @@ class ScsiPr:
         self._preempter, self._effects = preempter, effects
         attempts = Attempts(self.method, timers, effects, self._attempt)
         self.fence, self.forget = attempts.fence, attempts.forget
+
+    def left(self, record: MemberRecord) -> None:
+        if is_reservation_key(record.fence_key):
+            self._preempter.tidy(record.fence_key)
 
     def _attempt(self, record: MemberRecord, ended: Callable[[str], None]) -> None:
         if not is_reservation_key(record.fence_key):

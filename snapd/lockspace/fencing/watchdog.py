@@ -65,3 +65,5 @@ class Watchdog:
         waits = wait(promise, self._granted())
         self._effects.log(NOTICE, "waiting_for_watchdog", {"target": record.node, "seconds": waits // SECOND})
         self._timers.call_at(self._timers.now() + waits, lambda: ended(""))
+
+    def left(self, record: MemberRecord) -> None: ...
