@@ -33,7 +33,6 @@ import ctypes
 import os
 import platform
 import select
-import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -44,7 +43,7 @@ from typing import Any
 from snapd import counters
 from snapd.blockdev.arena import Arena
 from snapd.blockdev.base import Done
-from snapd.clock import Clock
+from snapd.clock import Clock, boottime
 from snapd.counters import BUCKETS, HISTOGRAM, SUM
 
 SETUP, DESTROY, SUBMIT, GETEVENTS = (206, 207, 209, 208) if platform.machine() == "x86_64" else (0, 1, 2, 4)
@@ -119,7 +118,7 @@ class AioEngine:
         depth: int = 512,
         gate: Callable[[], bool] = lambda: True,
         words: memoryview | None = None,
-        clock: Clock = time.monotonic_ns,
+        clock: Clock = boottime,
     ) -> None:
         self.arena = arena
         self.on_conflict: Callable[[], None] = lambda: None
@@ -275,8 +274,8 @@ class AioEngine:
 
     # ---- to the kernel
 
-    def kick(self) -> None:
-        """Hand over what is queued; writes only if the gate is open now."""
+    def kick(self, now: int = 0) -> None:
+        """Hand over what is queued; writes only if the gate is open now. now: the engine's clock, if just read."""
         if self._waiting or self._waiting_writes:
             self._refill(self._waiting, self._free)
             self._refill(self._waiting_writes, self._free_writes)
@@ -288,7 +287,7 @@ class AioEngine:
             if not count:
                 return
             self._pointers[:count] = array("Q", batch)
-            self._start(gated)
+            self._start(gated, now or self._clock())
             taken = _submit_call(SUBMIT, self._context, count, self._pointers_at)
             if taken == count:
                 self._handed += taken
@@ -310,10 +309,10 @@ class AioEngine:
             del reads[: taken - from_writes]
             self._restamp(batch[taken:])
 
-    def _start(self, writes: int) -> None:
+    def _start(self, writes: int, now: int) -> None:
         """Remember when what is handed over now was."""
         began, kick = self._began, self._kick
-        began[kick] = now = self._clock()
+        began[kick] = now
         self._kick = kick + KICK  # never below that of the writes, which may have been held back
         if writes:
             began[self._write_kick] = now

@@ -32,6 +32,8 @@ from snapd.volume.snapshot import OriginExport, Snapshot
 ZERO_BYTES = MIB
 """The arena's run of zeros that WRITE_ZEROES writes from; also the longest part of such a request."""
 
+TABLE_USES = counters.CACHED["table", "CR"]
+
 ZERO_PARTS = 4
 """Parts of one WRITE_ZEROES that run at a time: one request of 4 GiB must not crowd out the rest."""
 
@@ -308,7 +310,7 @@ class Volume:
             deferred, self._deferred = self._deferred, []
             for call in deferred:
                 call()
-        self.words[counters.CACHED["table", "CR"]] = self._admitted
+        self.words[TABLE_USES] = self._admitted
         self.words[counters.WAITING] = len(self._waiting) + len(self._blocked) + self.regions.waiting
 
     def fail_all(self, error: int) -> None:

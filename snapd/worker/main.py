@@ -181,7 +181,7 @@ class Worker:
                 break
             now = desk.now = boottime()
             volume.set_stalled(now >= self._deadline[0])
-            engine.kick()
+            engine.kick(now)
             while engine.reap():
                 volume.end_turn()
                 engine.kick()
