@@ -136,6 +136,10 @@ class Control:
     def fence(self, record: MemberRecord, done: Callable[[], None]) -> None:
         self.world.fence(record, lambda: self.run(done))
 
+    def forget(self, record: MemberRecord) -> None: ...
+
+    def left(self, record: MemberRecord) -> None: ...
+
     # ---- life and death
 
     def pause(self) -> None:
