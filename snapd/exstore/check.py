@@ -12,8 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from snapd.errors import FormatError
-from snapd.exstore.image import Image, Read
+from snapd.exstore.image import KEPT_MOST, Image, Read
 from snapd.units import SECTOR
+
+PROBLEMS_MOST = 1000
+"""Problems of exceptions that are named one by one: garbage makes three of every entry."""
 
 SOUND, PROBLEMS, UNREADABLE = 0, 1, 2
 """Exit codes of ``csnap check``; UNREADABLE when the device cannot be opened or read (Refused, DeviceError)."""
@@ -101,6 +104,8 @@ def entry_problems(image: Image, origin_size: int | None) -> list[Problem]:
             problems.append(Problem(where, f"old chunk {old} has entry {olds[old]} already", "one entry a chunk"))
         if new in news:
             problems.append(Problem(where, f"new chunk {new} is used by entry {news[new]}", "each used once"))
+        if len(problems) >= PROBLEMS_MOST:
+            return [*problems, Problem(where, "the rest of the list was not looked at", "a list with fewer problems")]
         olds.setdefault(old, index)
         news.setdefault(new, index)
     return problems
@@ -117,5 +122,6 @@ def end_problems(image: Image) -> list[Problem]:
         return []
     index, old, new = image.stale[0]
     where = f"area {index // layout.epa}, entry {index % layout.epa}"
-    what = f"{len(image.stale)} stale entries behind the list's end (entry {count % layout.epa}), first {old} -> {new}"
+    many = f"{len(image.stale)}{' or more' if len(image.stale) >= KEPT_MOST else ''}"
+    what = f"{many} stale entries behind the list's end (entry {count % layout.epa}), first {old} -> {new}"
     return [Problem(where, what, "zero: they would come alive when the gap is filled; csnap zeroes them on take-over")]

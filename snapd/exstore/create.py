@@ -46,7 +46,10 @@ def _left_by_delete(device: FileDevice, volume_uuid: str) -> bool:
     if header is None or header.valid or sidecar is None or sidecar.volume_uuid != volume_uuid:
         return False
     chunk = header.chunk_size * SECTOR
-    return chunk <= device.size and not any(pread(device, SECTOR, chunk - SECTOR))
+    if chunk > device.size:
+        return False
+    pieces = (pread(device, at, min(MIB, chunk - at)) for at in range(SECTOR, chunk, MIB))  # it may claim 2 GiB
+    return all(piece == bytes(len(piece)) for piece in pieces)
 
 
 def _store(device: FileDevice) -> tuple[Header | None, Sidecar | None]:

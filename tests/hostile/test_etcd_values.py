@@ -199,7 +199,7 @@ def still_work(rig: LockRig) -> None:
 @example([("m/host-z", dead_member(state="fencing", by="\ud800", by_node="host-a"))])
 @example([("m/host-z", dead_member(state="fencing", by="x", by_node="\ud800"))])
 def test_running_members_go_on_whatever_is_put_beside_them(puts: list[tuple[str, bytes]]) -> None:
-    """Any value under any key but the hosts' own: they stay active, locks change hands, and what people ask is answered."""
+    """Any value under any key but the hosts' own: they stay active, locks change hands, questions are answered."""
     rig = LockRig("host-a", "host-b")
     strict(rig)
     rig.counter()
