@@ -28,6 +28,9 @@ class Guard(Sink, Protocol):
     fence_key: str
     member: Member | None
 
+    def before_format(self, device: str) -> None:
+        """In a thread: this host is about to write to a COW device that is not in use."""
+
     def left(self, done: Callable[[], None]) -> None:
         """The member left in order, and nothing is in flight. ``done`` soon, whatever happens."""
 
@@ -49,6 +52,8 @@ class NoGuard:
 
     def __init__(self, sink: Sink) -> None:
         self.send, self.set_deadline = sink.send, sink.set_deadline
+
+    def before_format(self, device: str) -> None: ...
 
     def left(self, done: Callable[[], None]) -> None:
         done()

@@ -91,6 +91,8 @@ class WatchdogGuard:
         self._pet()
         return False
 
+    def before_format(self, device: str) -> None: ...
+
     def left(self, done: Callable[[], None]) -> None:
         done()
 

@@ -12,6 +12,7 @@ A deleted snapshot's COW device keeps the keys until the members leave: it may s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 from snapd.daemon.background import in_thread
@@ -105,6 +106,14 @@ class ReservationGuard:
         for device in devices:
             self.registered[device] = None
             self._log(NOTICE, "registered", {"device": device, "key": self.fence_key})
+
+    def before_format(self, device: str) -> None:
+        """One that was in use before may be reserved still, from before this host came: then it cannot be written to.
+
+        The helper takes it only if it says that it belongs to this volume; any other has no reservation of ours.
+        """
+        with contextlib.suppress(CsnapError):
+            self._register([device])
 
     # ---- fencing others
 

@@ -241,7 +241,9 @@ class Daemon:
             settings, self._kv, self._loop, outlet, fencer, lambda old: self._lock.proven(old.lock_path)
         )
         cluster = Cluster(member)
-        self._commands = SnapshotCommands(self._loop, self._log, self._config.volume, self._hello, member, cluster)
+        self._commands = SnapshotCommands(
+            self._loop, self._log, self._config.volume, self._hello, member, cluster, guard.before_format
+        )
         self._view.member = member
         self._view.why = ""
         member.start()

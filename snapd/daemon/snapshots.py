@@ -61,11 +61,20 @@ class Wanted:
 
 
 class SnapshotCommands:
-    """``hello`` is what the worker said of the origin."""
+    """``hello`` is what the worker said of the origin. ``before_format`` is called, in a thread, with a device's path
+    before it is written to."""
 
     def __init__(
-        self, loop: Loop, log: Log, volume: VolumeConfig, hello: Hello, member: Member, cluster: Cluster
+        self,
+        loop: Loop,
+        log: Log,
+        volume: VolumeConfig,
+        hello: Hello,
+        member: Member,
+        cluster: Cluster,
+        before_format: Callable[[str], None] = lambda path: None,
     ) -> None:
+        self._before_format = before_format
         self._loop, self._log = loop, log
         self._volume, self._hello = volume, hello
         self._member, self._cluster = member, cluster
@@ -112,6 +121,7 @@ class _Creation:
     def __init__(self, commands: SnapshotCommands, wanted: Wanted, reply: Reply) -> None:
         self._loop, self._cluster = commands._loop, commands._cluster
         self._volume, self._hello = commands._volume, commands._hello
+        self._before_format = commands._before_format
         self._end: Callable[[Reply, CsnapError | None, dict[str, object]], None] = commands._end
         self._wanted, self._reply = wanted, reply
         self._store = str(uuid4())
@@ -142,6 +152,7 @@ class _Creation:
         try:
             check_geometry(device, volume.chunk_size, hello.logical_block)
             check_free(device, hello.identity, volume.cluster_uuid, self._wanted.force)
+            self._before_format(self._wanted.cow)
             sidecar = Sidecar(volume.cluster_uuid, self._store, self._wanted.name, hello.origin_size, FIRST_GENERATION)
             create(device, volume.chunk_size, sidecar)
             return device.identity

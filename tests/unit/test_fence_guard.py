@@ -210,6 +210,15 @@ def test_a_snapshot_that_is_forgotten_meanwhile_is_not_prepared(desk: Desk) -> N
     assert desk.sent == [Forget("store-s1")]
 
 
+def test_a_device_that_was_in_use_before_is_registered_before_it_is_formatted(desk: Desk) -> None:
+    """It may be reserved still; one that the helper does not take is just formatted."""
+    guard = desk.reservations()
+    guard.before_format(COW)
+    assert desk.helper.asked == [("register", COW)]
+    desk.helper.fails.add(COW)
+    guard.before_format(COW)
+
+
 # ---- fencing others
 
 

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from snapd import config as configuration
+from snapd.daemon.serve import Daemon
+from snapd.errors import CsnapError, Fenced
 from snapd.messages import Fatal
 from snapd.nbd import wire
 from snapd.units import KIB, MIB
 from tests.support.nbd_client import NbdClient
 from tests.support.worker_process import WorkerProcess, make_cow
+from tests.unit.test_config import GOOD
 
 CHUNK, SIZE = 16 * KIB, 4 * MIB
 
@@ -40,3 +44,20 @@ def test_a_fenced_worker_fails_everything_and_ends_with_4(
         assert worker.process.wait(20) == 4
         assert "EBADE" in worker.received(Fatal).reason
         assert not worker.overflowed()
+
+
+@pytest.mark.parametrize(("code", "kind"), [(4, Fenced), (1, CsnapError)])
+def test_the_daemon_ends_as_fenced(tmp_path: Path, code: int, kind: type[CsnapError]) -> None:
+    """A worker that ends with 4 says that this host was fenced: so does the daemon, which ends with 4 itself; what its
+    member record has is for the others to recover. Any other end is a failure."""
+    path = tmp_path / "vmstore.toml"
+    path.write_text(GOOD.replace("/run/csnap/vmstore", str(tmp_path)))
+    daemon = Daemon(configuration.load(path), lambda priority, event, fields: None)
+    try:
+        daemon._receive(Fatal("refused with EBADE"))
+        daemon._worker_ended(code)
+        with pytest.raises(kind, match="refused with EBADE") as raised:
+            daemon.run()
+        assert type(raised.value) is kind
+    finally:
+        daemon._loop.close()
