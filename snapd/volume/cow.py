@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snapd.blockdev.base import Device
-from snapd.errors import Refused
+from snapd.errors import FormatError, Refused
 from snapd.format.header import Header
 from snapd.format.sidecar import Sidecar
 from snapd.messages import SnapshotSpec
@@ -33,10 +33,13 @@ def verify(expected: Expected, spec: SnapshotSpec, device: Device, block: bytes)
         raise Refused(where + "this is the origin itself")
     if device.logical_block > expected.origin.logical_block:
         raise Refused(where + f"logical block {device.logical_block}, the origin has {expected.origin.logical_block}")
-    header = Header.from_bytes(block)
-    if header.chunk_size * SECTOR != expected.chunk_bytes:
-        raise Refused(where + f"chunk size {header.chunk_size * SECTOR}, the volume has {expected.chunk_bytes}")
-    sidecar = Sidecar.from_bytes(block, header.chunk_size)
+    try:
+        header = Header.from_bytes(block)
+        if header.chunk_size * SECTOR != expected.chunk_bytes:
+            raise Refused(where + f"chunk size {header.chunk_size * SECTOR}, the volume has {expected.chunk_bytes}")
+        sidecar = Sidecar.from_bytes(block, header.chunk_size)
+    except FormatError as error:
+        raise Refused(where + str(error)) from None
     if sidecar is None:
         raise Refused(where + "no sidecar: nothing ties this device to the volume")
     told = {
