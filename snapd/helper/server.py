@@ -17,9 +17,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from snapd.clock import boottime
 from snapd.errors import CsnapError
 from snapd.helper.service import Service
 from snapd.nbd.listener import listen
+from snapd.units import SECOND
 
 MODE = 0o660
 LINE_MOST = 64 * 1024
@@ -98,9 +100,12 @@ def peer(sock: socket.socket) -> tuple[int, int]:
 
 def _line(sock: socket.socket) -> object:
     received = bytearray()
+    end = boottime() + int(PATIENCE * SECOND)
     while not received.endswith(b"\n"):
         data = sock.recv(4096)
         received += data
+        if boottime() > end:  # a byte now and then does not keep the place
+            raise CsnapError(f"helper: no line of JSON within {PATIENCE:g} s")
         if not data or len(received) > LINE_MOST:
             raise CsnapError("helper: expected one line of JSON")
     try:

@@ -7,7 +7,8 @@
     try         device, key, no_reserve         see trial.py
     pet         deadline                        arm the watchdog if it is not; pet it until then
     disarm
-    look                                        arm the watchdog, read its timeout, disarm it; refused while it is armed
+    look                                        read the watchdog's timeout; it is armed and disarmed for that, but not
+                                                when a killed daemon has left it armed: it may have to reset the host
 
 Keys are 16 hexadecimal digits. A device is taken only if it is the origin of the configuration, or if its own sidecar
 says that it is a COW device of this volume: whoever may speak to the helper can fence on no other device.
@@ -26,13 +27,13 @@ from snapd.blockdev.device import FileDevice, open_device
 from snapd.blockdev.sync import pread
 from snapd.clock import Clock, boottime
 from snapd.config import Config
-from snapd.errors import Refused
+from snapd.errors import FormatError, Refused
 from snapd.format.header import Header
 from snapd.format.sidecar import Sidecar
 from snapd.helper.petter import Petter
 from snapd.helper.reservations import Reservations
 from snapd.helper.trial import try_device
-from snapd.helper.watchdog import System, Watchdog
+from snapd.helper.watchdog import System, Watchdog, is_armed
 from snapd.units import SECTOR
 
 KEY = re.compile(r"[0-9a-f]{16}", re.ASCII)
@@ -44,7 +45,7 @@ class Service:
     """Thread-safe: a slow device holds up nothing but itself."""
 
     def __init__(self, config: Config, make: Make = Reservations, system: System | None = None) -> None:
-        self._config, self._make, self._system = config, make, system
+        self._config, self._make, self._system = config, make, system or System()
         self._clock: Clock = boottime
         self._petter: Petter | None = None
         self._lock = threading.Lock()  # of the watchdog
@@ -117,13 +118,16 @@ class Service:
             device.close()
 
     def _check(self, path: str, device: FileDevice) -> None:
-        """Raise Refused unless the device says that it belongs to this volume."""
+        """Raise Refused unless the device says that it belongs to this volume; without a word of what else it holds,
+        which whoever asks may not be allowed to read."""
         volume = self._config.volume.cluster_uuid
         block = pread(device, 0, max(device.logical_block, SECTOR))
-        sidecar = Sidecar.from_bytes(block, Header.from_bytes(block).chunk_size)
+        try:
+            sidecar = Sidecar.from_bytes(block, Header.from_bytes(block).chunk_size)
+        except FormatError:
+            sidecar = None
         if sidecar is None or sidecar.volume_uuid != volume:
-            found = f"belongs to volume {sidecar.volume_uuid}" if sidecar is not None else "has no sidecar"
-            raise Refused(f"helper: {path}: {found}, expected a COW device of volume {volume}")
+            raise Refused(f"helper: {path}: neither the origin nor a COW device of volume {volume}")
 
     # ---- the watchdog
 
@@ -154,6 +158,10 @@ class Service:
         with self._lock:
             if self._petter is not None:
                 watchdog = self._petter.watchdog
+            elif is_armed(self._config.fencing.device, self._system):
+                raise Refused(
+                    f"{self._config.fencing.device}: counts down, and is left to: start csnap, then look again"
+                )
             else:
                 watchdog = self._arm()
                 watchdog.disarm()

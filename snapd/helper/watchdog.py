@@ -57,15 +57,21 @@ class System:
     def close(self, fd: int) -> None:
         os.close(fd)
 
-    def nowayout(self, fd: int) -> bool:
-        """Whether this device can never be disarmed, as far as sysfs tells."""
-        number = os.fstat(fd).st_rdev
-        named = Path(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}")
-        try:  # /dev/watchdog is the first one under its old number
-            folder = named if named.exists() else Path("/sys/class/watchdog/watchdog0")
-            return (folder / "nowayout").read_text().strip() == "1"
+    def attribute(self, path: str, name: str) -> str:
+        """What sysfs tells of the device, without opening it; empty if it does not."""
+        try:
+            number = os.stat(path).st_rdev  # noqa: PTH116  as raw as the rest
+            named = Path(f"/sys/dev/char/{os.major(number)}:{os.minor(number)}")
+            if not (named / name).exists():  # /dev/watchdog is the first one under its old number
+                named = Path("/sys/class/watchdog/watchdog0")
+            return (named / name).read_text().strip()
         except OSError:
-            return False
+            return ""
+
+
+def is_armed(path: str, system: System) -> bool:
+    """Whether it counts down, though nobody has it open: a killed process left it so, and that may be needed."""
+    return system.attribute(path, "state") == "active"
 
 
 class Watchdog:
@@ -82,7 +88,7 @@ class Watchdog:
         try:
             options, _, identity = INFO.unpack(self._call(GETSUPPORT, INFO.size))
             self.identity = identity.split(b"\0")[0].decode("ascii", "replace")
-            self.nowayout = self._system.nowayout(self._fd)
+            self.nowayout = self._system.attribute(path, "nowayout") == "1"
             if not (options & MAGICCLOSE or self.nowayout):
                 raise Refused(f"{path} ({self.identity}): disarms when its process is killed: it cannot fence")
             self.timeout = self._set(timeout)

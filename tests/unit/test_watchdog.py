@@ -72,8 +72,8 @@ class FakeSystem(System):
         if not self.never and (self.magic or not self.options & device.MAGICCLOSE):
             self.fires = None
 
-    def nowayout(self, fd: int) -> bool:
-        return self.never
+    def attribute(self, path: str, name: str) -> str:
+        return {"nowayout": str(int(self.never)), "state": "active" if self.fires is not None else "inactive"}[name]
 
 
 # ---- the device
