@@ -1,4 +1,4 @@
-"""COW devices that hold anything: check, dump, reading in an emergency, the store that loads, and who looks for a free disk.
+"""COW devices that hold anything: check, dump, reading in an emergency, a store that loads, looking for a free disk.
 
 A device is built from its parts (header, sidecar, areas, entries) and then damaged, so that what is damaged lies deep.
 """
