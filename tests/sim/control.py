@@ -43,6 +43,7 @@ class Control:
         self.stopping = False
         self.commanding = ""
         self._kept: list[Callable[[], None]] = []
+        self._fencing: dict[str, Callable[[], None]] = {}
         self.client = world.etcd.client(incarnation)
         self.client.reachable = host.reachable
         self.boot_id = host.boot_id
@@ -120,6 +121,7 @@ class Control:
 
     def failed(self, error: CsnapError) -> None:
         self.world.note(self.host.node, "fails", error=error)
+        self.world.oracle.failed(self, error)
         self.failure = error
         limit = FENCED_LIMIT if isinstance(error, Fenced) else 0
         self.call_at(self.now() + limit, self.host.kill_worker)
@@ -134,11 +136,20 @@ class Control:
     # ---- the fencer
 
     def fence(self, record: MemberRecord, done: Callable[[], None]) -> None:
-        self.world.fence(record, lambda: self.run(done))
+        self._fencing[record.incarnation] = done
 
-    def forget(self, record: MemberRecord) -> None: ...
+        def fenced() -> None:
+            ready = self._fencing.pop(record.incarnation, None)
+            if ready is not None:
+                ready()
 
-    def left(self, record: MemberRecord) -> None: ...
+        self.world.fence(record, lambda: self.run(fenced))
+
+    def forget(self, record: MemberRecord) -> None:
+        self._fencing.pop(record.incarnation, None)
+
+    def left(self, record: MemberRecord) -> None:
+        self.world.left(record)
 
     # ---- life and death
 

@@ -202,6 +202,8 @@ class Faults:
             return Fault(drop_response=True)
         if what == 2:
             return Fault(fail=True)
+        if what == 3 and rng.random() < 0.2:  # stuck somewhere, and applied long after its sender gave up
+            return Fault(request_delay=rng.randrange(6 * SECOND))
         return Fault(request_delay=delay if what % 2 else 0, response_delay=0 if what % 2 else delay)
 
     # ---- disks
@@ -265,6 +267,11 @@ def duration(rng: random.Random) -> int:
     """Some milliseconds, about a TTL, or several."""
     return rng.choice((rng.randrange(20 * MILLI), rng.randrange(500 * MILLI), rng.randrange(SECOND, 9 * SECOND)))
 
+
+GENTLE = ("pause control", "kill control", "partition", "partition to", "partition from", "leader", "freeze", "outage",
+          "no space", "compact", "disconnect", "noisy")  # fmt: skip
+"""Under these the deadline alone keeps hosts apart: nothing stops a worker between its look at the deadline and the
+kernel, and no operation takes longer than the margin."""
 
 MENU: dict[str, Callable[[Faults], End]] = {
     "pause control": lambda faults: faults.pause(True, False),

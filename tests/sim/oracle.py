@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from snapd.errors import CsnapError
+from snapd.errors import CsnapError, Fenced
 from snapd.format.header import Header
 from snapd.format.layout import ENTRY_BYTES, Layout
 from snapd.format.sidecar import Sidecar
@@ -384,6 +384,14 @@ class Oracle:
     def overflowed(self, worker: Worker, store: str, reason: str) -> None:
         self.overflows.setdefault(store, reason)
         self.world.note(worker.host.node, "overflow", store=store, reason=reason)
+
+    def failed(self, control: Control, error: CsnapError) -> None:
+        """Nobody ends itself whom nobody has recovered, unless it leaves its clients in the lurch anyway."""
+        kv = self.world.etcd.store.live.get(f"{self.world.prefix}m/{control.host.node}")
+        record = json.loads(kv.value) if kv is not None else {}
+        mine = record.get("incarnation") == control.incarnation and record.get("state") == "active"
+        if isinstance(error, Fenced) and mine and "still in use" not in str(error):
+            raise Violation(f"{control.incarnation} ends itself, and nobody has recovered it: {error}")
 
     def left(self, control: Control) -> None:
         """A planned stop that says it was clean has left nothing; who was never a member may leave a record."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from snapd.units import KIB, SECOND, SECTOR
 from snapd.volume.request import FLUSH, READ, WRITE, ZERO
 from snapd.volume.snapshot import Snapshot
-from tests.sim.faults import MENU, MILLI, Faults
+from tests.sim.faults import GENTLE, MENU, MILLI, Faults
 from tests.sim.oracle import LIVE, Violation, stamped
 from tests.sim.worker import SLOT, Worker
 from tests.sim.world import Shape, World
@@ -41,17 +41,20 @@ class Result:
 
 
 class History:
-    """See the module. ``kinds`` overrides the seed's choice of faults."""
+    """See the module. ``kinds`` and ``fencing`` override what the seed chooses."""
 
-    def __init__(self, seed: int, trace: Callable[[str], None] | None = None, kinds: list[str] | None = None) -> None:
+    def __init__(self, seed: int, trace: Callable[[str], None] | None, kinds: list[str] | None, fencing: str) -> None:
         rng = random.Random(seed)
         shape = Shape(
             hosts=rng.choice((2, 2, 3, 3, 4)),
-            fencing=rng.choice(("pr", "off")),
+            fencing=rng.choice(("pr", "pr", "off", "off", "deadline")),
             ttl=rng.choice((2, 3, 4)),
             copy_buffers=rng.choice((2, 8, 16)),
         )
-        chosen = rng.sample(list(MENU), rng.choice((0, 1, 2, 3, 5)))
+        if fencing:
+            shape = replace(shape, fencing=fencing)
+        menu = GENTLE if shape.fencing == "deadline" else tuple(MENU)
+        chosen = rng.sample(menu, rng.choice((0, 1, 2, 3, 5)))
         self.world = World(seed, shape, trace)
         self.rng = self.world.rng
         self.faults = Faults(self.world, chosen if kinds is None else kinds)
@@ -59,7 +62,9 @@ class History:
         self.pending: dict[object, Worker] = {}
         self.requests = self.taken = 0
         self.sectors = self.world.origin.size // SECTOR
-        self.hot = self.rng.randrange(self.sectors - 64)
+        self.hot_width = self.rng.choice((4, 16, 64))
+        self.hot = self.rng.randrange(self.sectors - self.hot_width)
+        self.patience = self.rng.choice((0.03, 0.03, 0.15))  # the share of long waits between requests
 
     # ---- the history
 
@@ -99,7 +104,7 @@ class History:
         dice = rng.random()
         if dice < 0.75:
             length = rng.randrange(400_000)
-        elif dice < 0.97:
+        elif dice < 1 - self.patience:
             length = rng.randrange(10 * MILLI)
         else:
             length = rng.randrange(2 * SECOND)
@@ -175,7 +180,7 @@ class History:
     def _place(self) -> tuple[int, int]:
         rng = self.rng
         count = rng.choice((1, 1, 2, 2, 3, 8, 24, SLOT // SECTOR))
-        low, high = (self.hot, self.hot + 64) if rng.random() < 0.5 else (0, self.sectors)
+        low, high = (self.hot, self.hot + self.hot_width) if rng.random() < 0.5 else (0, self.sectors)
         first = rng.randrange(low, max(low + 1, high - count))
         return first, min(count, self.sectors - first)
 
@@ -280,6 +285,8 @@ class History:
 assert Shape().region <= SLOT == 16 * KIB
 
 
-def play(seed: int, trace: Callable[[str], None] | None = None, kinds: list[str] | None = None) -> Result:
+def play(
+    seed: int, trace: Callable[[str], None] | None = None, kinds: list[str] | None = None, fencing: str = ""
+) -> Result:
     """Play one history. Raises Violation, or whatever else it finds."""
-    return History(seed, trace, kinds).play()
+    return History(seed, trace, kinds, fencing).play()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from snapd.units import KIB, SECOND, SECTOR
 from tests.sim.clock import SKEW, UNIT, HostClock
 from tests.sim.disk import Disk, Trouble
 from tests.sim.host import Host
-from tests.sim.oracle import Oracle
+from tests.sim.oracle import Oracle, Violation
 from tests.support.fake_etcd import FakeEtcd
 from tests.support.virtual_time import Scheduler
 
@@ -31,7 +32,9 @@ class Shape:
     chunks: int = 96
     copy_buffers: int = 8
     ttl: int = 3
-    fencing: str = "pr"  # pr: writes of the fenced way fail; off: the host loses power
+    fencing: str = "pr"
+    """pr: writes of the fenced way fail. off: the host loses power. deadline: nobody is fenced, and the deadline alone
+    has to do, under the faults for which it can (``faults.GENTLE``)."""
     skew: bool = True
 
 
@@ -118,8 +121,19 @@ class World:
         self.cut_off(record)
         done()
 
+    def left(self, record: MemberRecord) -> None:
+        """Somebody takes that incarnation's key away: it is no member any more."""
+        kv = self.etcd.store.live.get(f"{self.prefix}m/{record.node}")
+        for worker in self.hosts[record.node].workers():
+            if worker.incarnation == record.incarnation:
+                if kv is not None and json.loads(kv.value)["incarnation"] == record.incarnation:
+                    raise Violation(f"{record.incarnation} is a member, and its key is taken away")
+                worker.way.fenced = worker.way.fenced or self.shape.fencing == "pr"
+
     def cut_off(self, record: MemberRecord) -> None:
         host = self.hosts[record.node]
+        if self.shape.fencing == "deadline":
+            return
         if self.shape.fencing == "off":
             if host.boot_id == record.boot_id and not host.powered_off:
                 host.lose_power()
