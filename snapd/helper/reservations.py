@@ -73,8 +73,16 @@ class Reservations:
         self._fd, self._path = fd, path
 
     def register(self, key: int) -> None:
-        """Give this host's path the key, whatever it has: an older incarnation's is as good as none."""
-        self._must("register", self._call(REGISTER, REGISTRATION.pack(0, key, IGNORE_KEY, 0)))
+        """Give this host's path the key, whatever it has: an older incarnation's is as good as none.
+
+        SCSI does that in one command. NVMe knows "register", of a path without a key, and "replace", which is what
+        the kernel asks for if there is an old key, whichever it is: with the flag it is not compared.
+        """
+        for old in (0, key):
+            status = self._call(REGISTER, REGISTRATION.pack(old, key, IGNORE_KEY, 0))
+            if status not in CONFLICTS:
+                break
+        self._must("register", status)
 
     def register_new(self, key: int) -> bool:
         """Give this host's path the key if it has none. Return whether it had none."""

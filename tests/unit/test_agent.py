@@ -152,3 +152,18 @@ def test_nothing_is_tried_after_close(tmp_path: Path) -> None:
         if thread.name == "fence-host-b":
             thread.join(10)
             assert not thread.is_alive()
+
+
+def test_a_forgotten_host_is_tried_no_more(tmp_path: Path) -> None:
+    """Somebody confirmed that it is off: the attempt that runs is the last one, and nothing is reported done."""
+    owner = Owner()
+    path = script(tmp_path, "echo x >> tries; exit 1")
+    agent = owner.agent(AgentSettings(path, 20, {}, {}))
+    done: list[bool] = []
+    agent.fence(record(), lambda: done.append(True))
+    owner.run_until(lambda: len(owner.effects.logged) >= 2)
+    agent.forget(record())
+    threads = [thread for thread in threading.enumerate() if thread.name == "fence-host-b"]
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads) and not done

@@ -79,6 +79,16 @@ def test_a_unit_attention_is_asked_past(monkeypatch: pytest.MonkeyPatch) -> None
     assert Reservations(3, "/dev/x").registered(A)
 
 
+def test_an_older_key_is_replaced_on_nvme_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "Register" of a path that has a key is a conflict there; with any old key the kernel asks for "replace"."""
+    asked = answering(monkeypatch, 0x4083, 0)
+    Reservations(3, "/dev/x").register(A)
+    assert asked == [(pr.REGISTER, struct.pack("=QQII", old, A, pr.IGNORE_KEY, 0)) for old in (0, A)]
+    answering(monkeypatch, 0x4083, 0x4083)
+    with pytest.raises(CsnapError, match="register: reservation conflict"):
+        Reservations(3, "/dev/x").register(A)
+
+
 def test_devices_without_reservations_and_without_permission(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two errors, since two different things have to be done about them."""
     answering(monkeypatch, OSError(ENOTTY, ""), OSError(EPERM, ""))
@@ -186,7 +196,6 @@ class Preempter:
         self.victims.append(victim)
         self.failures -= 1
         ended("/dev/x: no path" if self.failures >= 0 else "", self.aborted)
-
 
     def tidy(self, key: str) -> None:
         self.victims.append(key)
