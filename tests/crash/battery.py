@@ -26,15 +26,15 @@ SHAPES = (
 )
 
 
-def battery(seed: int, histories: int, requests: int) -> tuple[Figures, list[tuple[Shape, Image]]]:
-    """Run one seed; return its figures and a sample of the images."""
+def battery(seed: int, histories: int, requests: int, keep: int = KEEP) -> tuple[Figures, list[tuple[Shape, Image]]]:
+    """Run one seed; return its figures and a sample of the images, ``keep`` of each history and as many torn ones."""
     rng = random.Random(seed)
     shape = SHAPES[seed % len(SHAPES)]
     figures, sample = Figures(), []
     image = fresh(shape, rng)
     for number in range(histories):
         history = record(shape, image, 1 + (seed + number) % 2, 1000 * seed + number, requests)
-        trial = Trial(history, seed, LIMIT, SAMPLES, KEEP)
+        trial = Trial(history, seed, LIMIT, SAMPLES, keep)
         trial.run()
         figures.add(trial.figures)
         for kept in trial.kept:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from snapd.format.header import Header
 from snapd.format.layout import Layout
@@ -53,6 +53,7 @@ class History:
 
     truth: the snapshot's content. entries: of the list in the end, in order. invalidated: the write of valid=0.
     acknowledged: moment, sector, and the stamp that the origin must have there at least from that moment on.
+    written, kept: of a writable snapshot, the stamps that clients wrote by sector, and what they flushed, likewise.
     """
 
     shape: Shape
@@ -62,6 +63,8 @@ class History:
     entries: list[tuple[int, int]] = field(default_factory=list)
     invalidated: Write | None = None
     acknowledged: list[tuple[int, int, int]] = field(default_factory=list)
+    written: dict[int, set[int]] = field(default_factory=dict)
+    kept: list[tuple[int, int, int]] = field(default_factory=list)
     name: str = ""
 
 
@@ -106,7 +109,9 @@ def fresh(shape: Shape, rng: random.Random) -> Image:
     return Image(formatted(shape, used_device(shape, rng)), first_truth(shape), 0)
 
 
-def open_rig(shape: Shape, recorder: Recorder, image: Image, hosts: int, seed: int | None) -> Rig:
+def open_rig(
+    shape: Shape, recorder: Recorder, image: Image, hosts: int, seed: int | None, writable: bool = False
+) -> Rig:
     """Hosts that find ``image`` and a snapshot whose counter nobody trusts, as after everybody's death."""
     rig = recorded_rig(
         recorder,
@@ -123,7 +128,7 @@ def open_rig(shape: Shape, recorder: Recorder, image: Image, hosts: int, seed: i
     cow.poke(0, image.cow)
 
     def take() -> None:
-        rig.locks.take(SPEC)
+        rig.locks.take(replace(SPEC, writable=writable))
         revision, _ = rig.locks.counters[SPEC.store]
         rig.locks.counters[SPEC.store] = (revision, UNTRUSTED)
 
@@ -145,6 +150,8 @@ class _Writers:
         self._busy: set[int] = set()
         self._answered: dict[int, int] = {}
         self._zeroed: dict[int, int] = {}  # zeros carry no stamp: what a sector had before is not asked for any more
+        self._busy_snapshot: set[int] = set()
+        self._answered_snapshot: dict[int, int] = {}
         self._stamp = 1
 
     def flush(self, host: Host) -> None:
@@ -157,6 +164,37 @@ class _Writers:
             ]
 
         host.submit(host.export("origin"), FLUSH, 0, 0, flushed)
+
+    def write_snapshot(self, host: Host) -> None:
+        """A write of the snapshot itself: whole chunks, or a part of one; or a flush of it."""
+        history, shape, rng = self._history, self._history.shape, self._rng
+        export = host.export(f"snapshot/{SPEC.name}")
+        if rng.random() < 0.3:
+            known = dict(self._answered_snapshot)
+
+            def flushed(error: int, _: bytes) -> None:
+                assert not error
+                history.kept += [(history.recorder.now, sector, stamp) for sector, stamp in known.items()]
+
+            host.submit(export, FLUSH, 0, 0, flushed)
+            return
+        length = rng.choice((shape.logical_block, shape.chunk, 2 * shape.chunk))
+        offset = rng.randrange((shape.origin * shape.chunk - length) // shape.logical_block + 1) * shape.logical_block
+        numbers = range(offset // SECTOR, (offset + length) // SECTOR)
+        if not host.buffers or not self._busy_snapshot.isdisjoint(numbers):
+            return
+        self._busy_snapshot.update(numbers)
+        stamp = self._stamp
+        self._stamp += 1
+        for sector in numbers:
+            history.written.setdefault(sector, set()).add(stamp)
+
+        def written(error: int, _: bytes) -> None:
+            assert not error
+            self._busy_snapshot.difference_update(numbers)
+            self._answered_snapshot.update(dict.fromkeys(numbers, stamp))
+
+        host.submit(export, WRITE, offset, b"".join(stamped(stamp, at) for at in numbers), written)
 
     def write(self, host: Host) -> None:
         shape, rng = self._history.shape, self._rng
@@ -188,12 +226,15 @@ class _Writers:
             host.submit(host.export("origin"), WRITE, offset, b"".join(stamped(stamp, at) for at in numbers), written)
 
 
-def record(shape: Shape, before: Image, hosts: int, seed: int, requests: int) -> History:
-    """Let ``hosts`` hosts do ``requests`` requests in the order of ``seed``, to their end. An overflow invalidates."""
+def record(shape: Shape, before: Image, hosts: int, seed: int, requests: int, writable: bool = False) -> History:
+    """Let ``hosts`` hosts do ``requests`` requests in the order of ``seed``, to their end. An overflow invalidates.
+
+    writable: half of the requests go to the snapshot.
+    """
     rng = random.Random(seed)
     recorder = Recorder()
     history = History(shape, first_truth(shape), before, recorder)
-    rig = open_rig(shape, recorder, before, hosts, seed)
+    rig = open_rig(shape, recorder, before, hosts, seed, writable)
     recorder.observe = lambda: committed(rig)
     mark = rig.locks._mark_invalid
 
@@ -218,7 +259,12 @@ def record(shape: Shape, before: Image, hosts: int, seed: int, requests: int) ->
         host = rng.choice(rig.hosts)
         for _ in range(rng.randrange(1, 5)):  # at once: copies that share a commit
             sent += 1
-            writers.write(host) if rng.random() < 0.8 else writers.flush(host)
+            if writable and rng.random() < 0.5:
+                writers.write_snapshot(host)
+            elif rng.random() < 0.8:
+                writers.write(host)
+            else:
+                writers.flush(host)
         for _ in range(rng.randrange(40)):
             rig.step()
     rig.run()

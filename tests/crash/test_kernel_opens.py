@@ -81,8 +81,8 @@ class Boot:
 @pytest.fixture(scope="module")
 def boot(tmp_path_factory: pytest.TempPathFactory) -> Boot:
     sample = invalidated()
-    for seed in (3, 5, 1):
-        sample += battery(seed, HISTORIES_OF_A_SAMPLE, 40)[1]
+    for seed in (3, 5):
+        sample += battery(seed, HISTORIES_OF_A_SAMPLE, 40, IMAGES // 4)[1]
     rng = random.Random(7)
     chosen = sample[:2] + rng.sample(sample[2:], IMAGES - 2)
     given = {f"i{number}": expected(*each) for number, each in enumerate(chosen)}

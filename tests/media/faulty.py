@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.support.etcd_server import wait_for
 
 LIMIT = 20.0  # seconds for a mount or a pause
@@ -61,9 +63,19 @@ class FaultyDisk:
             assert control.recv(1) == word.upper()
 
 
+def _has_fuse() -> bool:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def faulty_disk(content: bytes | int, error: str = "EIO", delay: int = 0) -> Iterator[FaultyDisk]:
     """``content``: bytes, or how many zeros. error: what a failing request gets. delay: of each request, ms."""
+    if not _has_fuse():
+        pytest.skip("/dev/fuse cannot be opened here: no disk that fails on demand")
     with tempfile.TemporaryDirectory(prefix="csnap-disk-") as name:
         directory = Path(name)
         disk = FaultyDisk(directory)
