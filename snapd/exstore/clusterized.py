@@ -81,6 +81,7 @@ class Clusterized:
         self._seen = 0  # revision of the counter up to whose value everything is known
         self._value = 0  # the highest value seen at the highest revision seen
         self._target: Counter | None = None  # a counter that moved: to be re-read up to
+        self._sure = False  # read to the end under this grant of the tail: nobody else has appended since
         self._pending: Batch = []
         self._space_wanted = False
         self._full = False
@@ -95,6 +96,8 @@ class Clusterized:
         """A granting transaction read this counter."""
         if 0 < counter.revision <= self._seen:
             return  # nothing moved; or an answer that was overtaken by one that told more
+        if not counter.revision and self._sure:
+            return  # absent, and stays so until this tail is released
         if self._target is not None and 0 < counter.revision <= self._target.revision:
             return
         if self._target is None and UNTRUSTED < self._value <= counter.value <= self.core.count and self.core.loaded:
@@ -186,7 +189,7 @@ class Clusterized:
         self._revoked = False
         self._owes_batch = self._owes_space = False
         self._ports.release_tail(self.core.reserved_until)
-        self.tail = NL
+        self.tail, self._sure = NL, False
         self._step()
 
     def _catch_up(self, target: Counter) -> None:
@@ -220,7 +223,8 @@ class Clusterized:
             self._die(error)
             return
         self._seen = max(self._seen, target.revision)
-        if self._target is target:
+        self._sure = self._sure or target.value == UNTRUSTED
+        if self._target is target or (self._sure and self._target is not None and not self._target.revision):
             self._target = None
         if self._target is None:
             loaded, self._loaded = self._loaded, None

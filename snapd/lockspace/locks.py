@@ -235,14 +235,14 @@ class Locks:
             self._step(entry)
             return
         puts, when, bumps = self._owed(done)
-        told = {store: self._all.counters[store] for store, _ in bumps}
+        told = {store: self._all.counters.get(store) for store, _ in bumps}
         if entry.kind == "tail" and done.reserved:
             store = entry.resource.partition("/")[2]
             puts = (*puts, Put(self._all.keys.extent(store, self._all.settings.node), str(done.reserved).encode()))
 
         def released(entry: Entry, result: TxnResult) -> None:
             if not result.succeeded:
-                moved = any(self._all.counters[store] != known for store, known in told.items())
+                moved = any(self._all.counters.get(store) != known for store, known in told.items())
                 if not moved and told and not entry.refused:  # another release of ours was quicker; its answer comes
                     entry.refused = True
                     self._all.refused(entry)
@@ -282,6 +282,9 @@ class Locks:
             elif count != value:
                 key = self._all.keys.counter(store)
                 when.append(Compare(key, Target.MOD, revision))
+                record = None if revision else self._all.record(store)
+                if record is not None:  # a counter is made only for a snapshot that is there
+                    when.append(Compare(record.key, Target.MOD, record.mod_revision))
                 puts.append(Put(key, str(count).encode()))
                 bumps.append((store, count))
         return tuple(puts), tuple(when), tuple(bumps)

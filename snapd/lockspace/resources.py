@@ -16,7 +16,7 @@ from snapd.lockspace.mirror import Mirror
 from snapd.lockspace.ports import ERROR, Effects, Settings, Timers
 from snapd.lockspace.records import MAX_NUMBER, TicketRecord, counter_value, parse_number
 from snapd.lockspace.session import Session
-from snapd.lockspace.snapshots import table_of
+from snapd.lockspace.snapshots import records_of, table_of
 from snapd.messages import EX, MODE_NAMES, NL, Counter, Grant
 from snapd.units import SECOND
 
@@ -133,9 +133,19 @@ class Resources:
                 self.counters[store] = (kv.mod_revision, counter_value(kv.key, kv.value))
 
     def dropped(self, store: str) -> bool:
-        """Whether the counter of ``store`` is gone: never seen, or absent in a mirror newer than what we know of it."""
+        """Whether ``store`` is gone: its counter absent in a mirror newer than what we know of it.
+
+        A counter that was never seen belongs to nobody, or to a snapshot of an etcd that was restored: see ``record``.
+        """
         revision = self.counters.get(store, (0, 0))[0]
-        return not revision or (store not in self.mirror.counters and self.mirror.reached(revision))
+        if not revision:
+            return self.record(store) is None
+        return store not in self.mirror.counters and self.mirror.reached(revision)
+
+    def record(self, store: str) -> KeyValue | None:
+        """The record of the snapshot whose store this is, as the mirror has it."""
+        records = records_of(self.mirror.snapshots.values(), lambda error: None)
+        return next((self.mirror.snapshots[each.name] for each in records if each.store == store), None)
 
     # ---- the worker
 

@@ -231,8 +231,6 @@ class Table:
                 if snapshot.lost:  # still live in the table: whoever was told may have been about something else
                     volume.send(Overflow(spec.store, snapshot.lost))
         self._counters(grant.counters)
-        told = {counter.store for counter in grant.counters}
-        self._counters(tuple(Counter(s.spec.store, 0, UNTRUSTED) for s in volume.stack if s.spec.store not in told))
         self._loaded(grant)
 
     def _open(self, snapshot: Snapshot) -> None:
@@ -285,10 +283,19 @@ class Table:
             volume.send(Serving(""))
 
     def _counters(self, told: tuple[Counter, ...]) -> None:
+        """A live store whose counter is absent is as one that is marked: an etcd that was restored has none.
+
+        Without the table the stack may be out of date: then its next grant tells.
+        """
+        volume = self._volume
         for counter in told:
-            snapshot = self._volume.snapshots.get(counter.store)
+            snapshot = volume.snapshots.get(counter.store)
             if snapshot is not None and snapshot.store is not None:
                 snapshot.store.counter(counter)
+        names = {counter.store for counter in told}
+        for snapshot in volume.stack if volume.held else ():
+            if snapshot.store is not None and snapshot.spec.store not in names:
+                snapshot.store.counter(Counter(snapshot.spec.store, 0, UNTRUSTED))
 
     # ---- dropping
 

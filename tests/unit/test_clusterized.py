@@ -71,6 +71,22 @@ def test_an_absent_counter_never_equals_anything() -> None:
     assert not store.current
 
 
+def test_an_absent_counter_is_read_for_once_a_tail() -> None:
+    """Who has read to the end under the tail that it still holds knows everything: only others' appends are news."""
+    rig = StoreRig(cow_device(100, [(1, 2)]))
+    store = rig.clusterized()
+    store.counter(counter(0, UNTRUSTED))
+    store.tail_granted(0)
+    rig.run()
+    assert store.current and store.core.count == 1
+    store.counter(counter(0, UNTRUSTED))
+    assert store.current
+    store.tail_revoked()
+    assert store.tail == NL
+    store.counter(counter(0, UNTRUSTED))
+    assert not store.current
+
+
 def test_a_counter_that_goes_back_stops_the_store() -> None:
     """A newer counter with a lower value is a named error: somebody lost entries."""
     rig = StoreRig(cow_device(100, [(1, 2), (2, 3)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from snapd.lockspace.kv import Put, Txn
+from snapd.lockspace.records import SnapshotRecord
 from snapd.messages import CR, EX, NL, UNTRUSTED, Revoke
 from snapd.units import SECOND
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
@@ -204,6 +205,20 @@ def test_a_dropped_store_gets_no_counter_back() -> None:
     rig.a.worker.give_back(TAIL, NL)
     rig.settle()
     assert rig.key(f"v/{STORE}") is None
+    assert rig.a.holds(TAIL) == NL
+
+
+def test_a_live_store_without_a_counter_gets_one() -> None:
+    """etcd was restored and its counters deleted: the first release of the tail makes the snapshot's counter anew."""
+    rig = LockRig("host-a")
+    record = SnapshotRecord("s1", STORE, "/dev/cow", "identity", "active", False, 1, 1)
+    rig.put("s/s1", record.to_bytes())
+    rig.a.want(TAIL, EX)
+    rig.settle()
+    rig.a.worker.committed[STORE] = 2
+    rig.a.worker.give_back(TAIL, NL)
+    rig.settle()
+    assert rig.key(f"v/{STORE}") == b"2"
     assert rig.a.holds(TAIL) == NL
 
 

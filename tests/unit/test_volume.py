@@ -647,6 +647,17 @@ def test_a_store_that_the_grant_has_no_counter_for_is_not_trusted() -> None:
     assert not host.volume.admitting
 
 
+def test_a_region_is_not_trusted_either_while_a_counter_is_absent() -> None:
+    """etcd restored, its counters deleted: until one is put again, every grant makes this member read to the end."""
+    rig = Rig()
+    spec = rig.snapshot("s1")
+    host = rig.hosts[0]
+    store = host.volume.stack[0].store
+    assert store.current
+    host.receive(Grant("region/0", CR, 1000))
+    assert not store.current and host.port.outbox[-1] == Want(f"tail/{spec.store}", EX)
+
+
 def test_write_zeroes_on_a_lost_snapshot_fails_once_however_long_it_is() -> None:
     """Thousands of parts that fail at once: one answer, no recursion."""
     rig = Rig()
@@ -822,7 +833,7 @@ def test_chunks_that_are_reserved_while_a_write_asks_for_one_are_used_by_it() ->
         assert rig.step()
     host.port.outbox.clear()
     core.busy = True
-    host.receive(Grant(f"tail/{spec.store}", EX, 100))
+    host.receive(Grant(f"tail/{spec.store}", EX, 100, (Counter(spec.store, 1, 0),)))
     host.receive(Revoke(f"tail/{spec.store}", NL))
     core.busy = False
     host.volume.wake()
