@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format setup setup-demo kernel lock clean
+.PHONY: help demo test check lint format model setup setup-demo kernel lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -18,6 +18,9 @@ test: setup lint kernel  ## everything (installs what it needs; some 15 minutes 
 
 check: setup lint  ## lint, types, layers, unit and property tests: under a minute
 	$(PYTEST) -q tests/unit tests/property
+
+model: setup  ## search the model of the protocol with SPIN: every scenario, mutation and probe, some four minutes
+	$(PY) -m model.check
 
 lint: setup
 	.venv/bin/ruff check .

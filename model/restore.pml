@@ -6,6 +6,9 @@
  * every live record; each host writes that generation into the sidecar of each live store before it admits I/O
  * under the new table, so nothing was written without a copy into S1 unless S1's device says that S2 exists. A
  * store whose sidecar is newer than its record is refused. A counter that is absent tells nothing: like a marked one.
+ * -DCOORDINATOR_SEALS: who takes S2 writes the sidecars before the grant, the record in `creating` explains them, and who
+ * undoes it raises the live records. Then the device looks the same before and after the grant: a backup of
+ * the moment between would be believed, unless such a record is deleted when etcd is restored.
  *
  * Two hosts. Region and tail are one mutex here: whoever has it may append, gives it back with a bump, gets it with the
  * counters. Entries become durable at once (core.pml takes that apart). */
@@ -14,6 +17,10 @@
 #endif
 #ifndef RESTORES
 #define RESTORES 1
+#endif
+#ifdef MUT_CREATING_EXPLAINS     /* ... and a restored record in `creating` explains a newer sidecar too */
+#define COORDINATOR_SEALS
+#define CREATING_RESTORED
 #endif
 #define NONE 0
 #define CREATING 1
@@ -79,7 +86,7 @@ end: do
   /* the table's CR: whatever is not open yet is opened and verified; one that will not open keeps the host from serving */
   :: d_step { up[m] && !held[m] && !ticket -> b_ = 1;
        i_ = 0; do :: i_ < 2 ->
-#ifdef MUT_CREATING_EXPLAINS
+#ifdef COORDINATOR_SEALS
           if :: rec[i_]==ACTIVE && !open_[K(m,i_)] && valid[i_] && sc[i_] > gen[i_] && !(i_==0 && rec[1]==CREATING && gen[1]==sc[0]) -> b_ = 0 :: else fi;
 #elif defined(MUT_GENERATION_IGNORED)
           skip;
@@ -96,7 +103,7 @@ end: do
 #ifdef MUT_SEALED_BY_ONE        /* the taker writes the sidecars when it is granted; the others do not wait for it */
   :: d_step { up[m] && held[m] && !adm[m] -> adm[m] = 1 }
   :: d_step { up[m] && adm[m] && taker==m+1 && !ticket && rec[1]==ACTIVE && rec[0]==ACTIVE && valid[0] && sc[0] < gen[0] -> sc[0] = gen[0]; taker = 0 }
-#elif defined(MUT_CREATING_EXPLAINS) || defined(MUT_NOT_SEALED)
+#elif defined(COORDINATOR_SEALS) || defined(MUT_NOT_SEALED)
   :: d_step { up[m] && held[m] && !adm[m] -> adm[m] = 1 }
 #else
   :: d_step { up[m] && held[m] && !adm[m] && rec[0]==ACTIVE && valid[0] && sc[0] < gen[0] -> sc[0] = gen[0] }
@@ -112,7 +119,7 @@ end: do
   :: d_step { up[m] && reg==m+1 -> owed(m); reg = 0 }
   /* S2 is taken: creating, (sidecars,) ticket, grant */
   :: d_step { up[m] && adm[m] && taker==0 && ntake < 2 && rec[1]==NONE && rec[0]==ACTIVE && !own[1] -> ntake++; taker = m+1; rec[1] = CREATING; gen[1] = gen[0]+1; sc[1] = gen[1]; valid[1] = 1 }
-#ifdef MUT_CREATING_EXPLAINS    /* the taker writes the sidecar before the grant; the record in `creating` explains it */
+#ifdef COORDINATOR_SEALS    /* the taker writes the sidecar before the grant; the record in `creating` explains it */
   :: d_step { up[m] && adm[m] && taker==m+1 && rec[1]==CREATING && valid[0] && sc[0] < gen[1] -> sc[0] = gen[1] }
   :: d_step { up[m] && adm[m] && taker==m+1 && rec[1]==CREATING && sc[0]==gen[1] && !ticket && reg!=m+1 -> ticket = 1 }
 #else
@@ -128,13 +135,13 @@ end: do
 #endif
      }
   :: d_step { up[m] && taker==m+1 && rec[1]==CREATING -> rec[1] = NONE; taker = 0; ticket = 0;                                    /* refused */
-#ifdef MUT_CREATING_EXPLAINS
+#ifdef COORDINATOR_SEALS
        gen[0] = gen[1]
 #endif
      }
   /* what nobody is about any more is undone */
   :: d_step { up[m] && adm[m] && rec[1]==CREATING && taker==0 -> rec[1] = NONE;
-#ifdef MUT_CREATING_EXPLAINS
+#ifdef COORDINATOR_SEALS
        gen[0] = gen[1];
 #endif
        gen[1] = 0 }
@@ -155,6 +162,9 @@ end: do
   :: d_step { kept && nrestore < RESTORES && BOTH_DOWN -> nrestore++;
 #endif
        i_ = 0; do :: i_ < 2 -> rec[i_] = brec[i_]; gen[i_] = bgen[i_];
+#if defined(COORDINATOR_SEALS) && !defined(CREATING_RESTORED)
+            if :: rec[i_]==CREATING -> rec[i_] = NONE :: else -> skip fi;     /* the runbook deletes it, and raises nothing */
+#endif
 #ifdef MUT_COUNTERS_AS_SAVED
             ctr[i_] = bctr[i_];
 #elif defined(MUT_ABSENT_MOVES_NOTHING) || defined(COUNTERS_DELETED)

@@ -103,6 +103,12 @@ HOLDS = (
     Scenario("processes-twice", "processes", "-DSTOPS=2 -DOUTAGES=2 -DDOUBTS=2 -DKILLS=0", "two of each but kills"),
     Scenario("restore", "restore", "", "a backup made and restored at any moment", quick=True),
     Scenario("restore-absent", "restore", "-DCOUNTERS_DELETED", "the counters are gone instead of marked"),
+    Scenario(
+        "restore-coordinator",
+        "restore",
+        "-DCOORDINATOR_SEALS",
+        "the taker raises the sidecars before the grant; half-made snapshots are not restored",
+    ),
     Scenario("no-restore", "restore", "-DRESTORES=0", "no backup: hosts leave and come, generations rise"),
 )
 
