@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import NoReturn
 
 from snapd import __version__
@@ -124,6 +125,8 @@ def _completion(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is in our own one line
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a key in etcd may hold bytes that are no text
     try:
         arguments = make_parser().parse_args(argv)
         code: int = arguments.run(arguments)

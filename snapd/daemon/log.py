@@ -33,9 +33,14 @@ VALUE_MOST = 1000
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,\[\]-]+", re.ASCII)
 
 
+def plain(value: object) -> str:
+    """Return the value's text as UTF-8 can have it: a key in etcd or a file's name may hold other bytes."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
 def line(event: str, fields: dict[str, object]) -> str:
     """Return ``event key=value ...`` on one line, whatever the values hold."""
-    return " ".join([event, *(f"{key}={_quoted(str(value))}" for key, value in fields.items())])
+    return " ".join([event, *(f"{key}={_quoted(plain(value))}" for key, value in fields.items())])
 
 
 def _quoted(text: str) -> str:
@@ -61,7 +66,7 @@ def to_journal(send: Callable[..., None], node: str, is_open: Callable[[], bool]
     waiting: deque[tuple[str, dict[str, object]]] = deque(maxlen=KEPT)
 
     def log(priority: int, event: str, fields: dict[str, object]) -> None:
-        named: dict[str, object] = {f"CSNAP_{key.upper()}": str(value) for key, value in fields.items()}
+        named: dict[str, object] = {f"CSNAP_{key.upper()}": plain(value) for key, value in fields.items()}
         about = {"PRIORITY": priority, "SYSLOG_IDENTIFIER": "csnap", "CSNAP_EVENT": event, "CSNAP_NODE": node}
         waiting.append((line(event, fields), {**about, **named}))
         while waiting and is_open():

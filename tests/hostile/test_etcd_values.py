@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from snapd.daemon.admin import AdminServer, Command
+from snapd.daemon.log import to_journal, to_stream
 from snapd.errors import CsnapError, FormatError
 from snapd.lockspace.etcd_values import key_str
 from snapd.lockspace.keys import Keys
+from snapd.lockspace.ports import WARNING
 from snapd.lockspace.records import (
     MAX_VALUE,
     FormatRecord,
@@ -24,6 +32,7 @@ from snapd.lockspace.records import (
 from snapd.messages import EX, UNTRUSTED, Message, decode, encode
 from tests.support import examples as _examples  # noqa: F401
 from tests.support.lock_rig import STORE, TTL, UUID, LockRig
+from tests.support.looped import Looped
 
 REGION, OTHERS = "region/1", "region/7"
 KINDS = (FormatRecord, MemberRecord, SnapshotRecord, TicketRecord)
@@ -250,6 +259,43 @@ def test_regression_a_text_that_is_no_utf_8_is_refused(suffix: str, field: str, 
     data = json.dumps({**SOUND[suffix], field: f"/{text}"}).encode()
     with pytest.raises(FormatError, match=f"{field}.*: expected UTF-8"):
         kind.from_bytes(PREFIX + suffix, data)
+
+
+@pytest.mark.parametrize("key", ["\udcff", "\ud800"])
+def test_regression_a_key_that_is_no_utf_8_can_be_logged(key: str) -> None:
+    """systemd's journal takes UTF-8 only: its refusal ended the thread that logs, and nothing was said from then on."""
+    sent: list[bytes] = []
+
+    def send(text: str, **values: object) -> None:
+        sent.append(" ".join([text, *map(str, values.values())]).encode())
+
+    to_journal(send, "host-a")(WARNING, "foreign_key", {"key": f"x/{key}"})
+    stream = TextIOWrapper(BytesIO(), encoding="utf-8", errors="strict")
+    to_stream(stream, "host-a")(WARNING, "foreign_key", {"key": f"x/{key}"})
+    stream.seek(0)
+    assert b"foreign_key" in sent[0] and "foreign_key" in stream.read()
+
+
+def test_regression_a_lock_of_a_node_whose_name_is_no_utf_8_is_printed(tmp_path: Path) -> None:
+    """``csnap locks`` ended in a traceback where standard output is strict about its encoding."""
+    rows = [{"resource": "table", "node": "\udcff", "mode": "CR", "state": "held", "since_seconds": 1.0}]
+    program = f"import sys; from snapd.cli import main; sys.exit(main.main(['locks', {str(tmp_path / 'c.toml')!r}]))"
+    (tmp_path / "c.toml").write_text(
+        f'[volume]\nname="v"\ncluster_uuid="{UUID}"\norigin="/x"\nchunk_size="4KiB"\n[node]\nname="a"\n'
+        f'[lockspace]\nendpoints=["http://h:1"]\n[export]\ndirectory="{tmp_path}"\n[fencing]\nmethod="unsafe"\n'
+    )
+    with Looped() as looped:
+        commands: dict[str, Command] = {"locks": lambda request, reply: reply.result(rows)}
+        path = str(tmp_path / "admin.sock")
+        admin = looped.call(lambda: AdminServer(looped.loop, path, commands, lambda fields: None))
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            timeout=60,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        )
+        looped.call(admin.close)
+    assert done.returncode == 0 and b"\\udcff" in done.stdout, done.stderr
 
 
 def test_regression_many_and_long_records_fit_a_grant() -> None:
