@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -36,8 +37,18 @@ def main() -> int:
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: server.stop())
+    if not arguments.parent:  # a daemon's child has that one's NOTIFY_SOCKET, and is not who is meant
+        _ready()
     server.run()
     return 0
+
+
+def _ready() -> None:
+    """Tell systemd, if it has started this process, that the socket listens."""
+    with contextlib.suppress(ImportError, OSError):
+        from systemd.daemon import notify
+
+        notify("READY=1")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,139 @@
+"""The units, by systemd's own judgement, and where they have to agree with the daemon."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from snapd import config
+from snapd.daemon import serve
+from snapd.units import SECOND
+from tests.systemd.units import UNITS, analyze, make_root, seconds, settings
+
+DAEMON, HELPER = "csnapd@.service", "csnap-helper@.service"
+EXPOSURE_MOST = 25
+"""Tenths: 2.5."""
+
+ROOT = UNITS.parent
+
+
+def test_systemd_has_nothing_to_say_about_the_units(tmp_path: Path) -> None:
+    """`systemd-analyze verify` prints nothing (it ends with 0 even for a key that it does not know)."""
+    make_root(tmp_path)
+    result = analyze("verify", f"--root={tmp_path}", "csnapd@demo.service", "csnap-helper@demo.service")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_that_check_sees_a_misspelt_key_and_a_missing_program(tmp_path: Path) -> None:
+    """The test above would fail for them."""
+    make_root(tmp_path)
+    unit = tmp_path / "etc/systemd/system" / DAEMON
+    unit.write_text(unit.read_text().replace("WatchdogSec=", "WachdogSec="))
+    (tmp_path / "opt/csnap/current/bin/python").unlink()
+    said = analyze("verify", f"--root={tmp_path}", "csnapd@demo.service", "csnap-helper@demo.service").stderr
+    assert "WachdogSec" in said
+    assert "/opt/csnap/current/bin/python" in said
+
+
+@pytest.mark.parametrize("unit", [DAEMON, HELPER])
+def test_the_exposure_is_low(unit: str) -> None:
+    """`systemd-analyze security` puts both at 2.5 or below, without any drop-in."""
+    result = analyze("security", "--offline=true", f"--threshold={EXPOSURE_MOST}", str(UNITS / unit))
+    assert result.returncode == 0, result.stdout[-200:]
+
+
+def test_the_data_path_is_not_root_and_has_one_capability() -> None:
+    """User csnap; CAP_SYS_RESOURCE for PR_SET_IO_FLUSHER, and no other to be had."""
+    unit = settings(DAEMON)
+    assert (unit["User"], unit["Group"]) == (["csnap"], ["csnap"])
+    assert unit["CapabilityBoundingSet"] == unit["AmbientCapabilities"] == ["CAP_SYS_RESOURCE"]
+
+
+def test_the_watchdog_bites_before_the_lease_ends() -> None:
+    """WatchdogSec is below the default lease_ttl, and SIGABRT makes faulthandler say where it hung."""
+    default = re.search(r"^\| `lease_ttl` \| `(\d+)` \|", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)
+    assert default is not None
+    assert seconds(DAEMON, "WatchdogSec") < int(default[1])
+    assert settings(DAEMON)["WatchdogSignal"] == ["SIGABRT"]
+
+
+def test_systemd_waits_longer_than_a_stop_may_take() -> None:
+    """The daemon ends by itself before it is killed, and tells its worker itself."""
+    assert seconds(DAEMON, "TimeoutStopSec") * SECOND > serve.STOP_LIMIT + SECOND
+    assert settings(DAEMON)["KillMode"] == ["mixed"]
+
+
+def test_a_crash_loop_ends() -> None:
+    """The start limit is reached by a daemon that fails within a second each time."""
+    for unit in (DAEMON, HELPER):
+        attempt = seconds(unit, "RestartSec") + 1
+        assert attempt * seconds(unit, "StartLimitBurst") < seconds(unit, "StartLimitIntervalSec")
+
+
+def test_a_fenced_daemon_is_started_again() -> None:
+    """Of the exit codes only the one of a wrong call keeps it down."""
+    unit = settings(DAEMON)
+    assert unit["Restart"] == ["on-failure"]
+    assert unit["RestartPreventExitStatus"] == ["2"]
+    assert serve.EXIT_FENCED != 2
+
+
+def test_the_lock_file_outlives_the_service() -> None:
+    """An older worker may have it open: the directory stays when the service has stopped."""
+    unit = settings(DAEMON)
+    assert unit["RuntimeDirectory"] == ["csnap/%i"]
+    assert unit["RuntimeDirectoryMode"] == ["0750"]
+    assert unit["RuntimeDirectoryPreserve"] == ["yes"]
+
+
+def test_nothing_slows_the_block_path_down() -> None:
+    """No limit of memory and no real-time class; memory may be locked."""
+    unit = settings(DAEMON)
+    assert not {"MemoryMax", "MemoryHigh", "IOSchedulingClass", "CPUSchedulingPolicy"} & unit.keys()
+    assert unit["LimitMEMLOCK"] == ["infinity"]
+
+
+def test_only_disks_may_be_opened() -> None:
+    """DeviceAllow names block drivers, for the helper the watchdog as well; the files' groups decide further."""
+    for unit in (DAEMON, HELPER):
+        assert settings(unit)["DevicePolicy"] == ["closed"]
+        others = [value for value in settings(unit)["DeviceAllow"] if not value.startswith("block-")]
+        assert others == ([] if unit == DAEMON else ["char-watchdog rw", "/dev/watchdog rw"])
+
+
+def test_the_configuration_is_where_the_units_look() -> None:
+    """A volume's name leads the command line and the unit to the same file."""
+    for unit in (DAEMON, HELPER):
+        assert settings(unit)["ConditionPathExists"] == [f"{config.DIRECTORY}/%i.toml"]
+        assert settings(unit)["ExecStart"][0].endswith(f" {config.DIRECTORY}/%i.toml")
+
+
+def test_user_and_directories_are_made(tmp_path: Path) -> None:
+    """systemd-sysusers and systemd-tmpfiles make them, in a root of their own, without a word."""
+    for name in ("etc", "run"):
+        (tmp_path / name).mkdir()
+    for name in ("passwd", "group"):
+        (tmp_path / "etc" / name).write_text("root:x:0:0::/:/bin/sh\n" if name == "passwd" else "root:x:0:\n")
+    sysusers = ["systemd-sysusers", f"--root={tmp_path}", str(UNITS / "sysusers.d/csnap.conf")]
+    result = subprocess.run(sysusers, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^csnap:x:\d+:\d+:", (tmp_path / "etc/passwd").read_text(), re.MULTILINE)
+    tmpfiles = ["systemd-tmpfiles", "--create", f"--root={tmp_path}", str(UNITS / "tmpfiles.d/csnap.conf")]
+    result = subprocess.run(tmpfiles, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "run/csnap").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "etc/csnap").stat().st_mode & 0o777 == 0o750
+
+
+def test_the_udev_example_is_understood() -> None:
+    """Each rule matches and assigns with keys that udev has; none gives access to more than the group."""
+    text = (UNITS / "udev/61-csnap.rules.example").read_text()
+    rules = [line for line in text.splitlines() if line and not line.startswith("#")]
+    term = r'(?:ACTION|SUBSYSTEM|ENV\{\w+\}|GROUP|MODE|GOTO|LABEL)(?:==|!=|=)"[^"]*"'
+    assert rules
+    for rule in rules:
+        assert re.fullmatch(f"{term}(?:, {term})*", rule), rule
+        assert 'MODE="0660"' in rule or "MODE" not in rule
