@@ -20,7 +20,7 @@ SMALL = Shape()
 SHAPES = (
     SMALL,
     SMALL,
-    replace(SMALL, buffers=6),
+    replace(SMALL, buffers=12),  # long batches: more of them tear
     Shape(origin=70, cow=90, chunk=4 * KIB, buffers=4),
     Shape(origin=70, cow=90, chunk=4 * KIB, buffers=4, logical_block=4 * KIB),
 )
