@@ -39,7 +39,7 @@ def verify(expected: Expected, spec: SnapshotSpec, device: Device, block: bytes)
             raise Refused(where + f"chunk size {header.chunk_size * SECTOR}, the volume has {expected.chunk_bytes}")
         sidecar = Sidecar.from_bytes(block, header.chunk_size)
     except FormatError as error:
-        raise Refused(where + str(error)) from None
+        raise FormatError(where + str(error)) from None  # still one: such are counted
     if sidecar is None:
         raise Refused(where + "no sidecar: nothing ties this device to the volume")
     told = {
