@@ -115,7 +115,7 @@ class Cluster:
         """Before a device is formatted. After ``done(None)`` the caller calls ``take`` or ``abandon``."""
         try:
             self.check_new(name, identity)
-            self._check_free(f"snapshot {name}")
+            self._check_free(f"snapshot {name}", self._member.state == "active")
         except Refused as error:
             done(error)
             return
@@ -168,16 +168,20 @@ class Cluster:
                 raise Refused(f"snapshot {name}: {', '.join(older)} is older and reads through it: delete that first")
             if record.state in ("creating", "deleting"):
                 raise Refused(f"snapshot {name}: is {record.state}")
-            self._check_free(f"snapshot {name}")
+            self._check_free(f"snapshot {name}", self.may_delete())
         except Refused as error:
             done(error)
             return
         self._begin(_Work("delete", name, done), self._settings.freeze_limit)
 
-    def _check_free(self, what: str) -> None:
+    def may_delete(self) -> bool:
+        """Also while joining: a COW device that is gone keeps every host from serving until its snapshot is deleted."""
+        return self._member.state == "active" or (self._member.state == "joining" and self._member.has_table)
+
+    def _check_free(self, what: str, may: bool) -> None:
         if self._work is not None:
             raise Refused(f"{what}: this host is about to {self._work.what} {self._work.name}: try again")
-        if self._member.state != "active":
+        if not may:
             raise Refused(f"{what}: this host is {self._member.state}: try again when it is active")
 
     def _begin(self, work: _Work, limit: int = 0) -> None:

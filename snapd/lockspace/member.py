@@ -243,6 +243,12 @@ class Member:
         return self._state
 
     @property
+    def has_table(self) -> bool:
+        """Whether the table is granted to this worker, even if a COW device keeps it from serving."""
+        table = self.resources.entries.get("table")
+        return not self.session.stalled and table is not None and table.given > 0
+
+    @property
     def lease_remaining(self) -> int:
         """Nanoseconds until the deadline; 0 when it has passed."""
         return max(0, self.session.deadline - self.timers.now())

@@ -9,7 +9,7 @@ from demo.host import checked_csnap, run_csnap
 from demo.nbd import NbdClient
 from demo.raw import rebuild
 from snapd.units import KIB
-from tests.support.daemons import Hosts
+from tests.support.daemons import Daemon, Hosts
 from tests.support.etcd_server import wait_for
 from tests.support.traffic import Traffic, fails, read_export, take
 
@@ -132,3 +132,29 @@ def test_foreign_content_is_not_overwritten(two: Hosts) -> None:
     assert cow.read_bytes() == before
     two[1].csnap("snapshot", "create", "CONFIG", "s1", "--cow", cow, "--force")
     assert not any(read_export(two[0], "snapshot/s1"))
+
+
+def why(host: Daemon) -> str:
+    """What keeps the host from serving."""
+    found = host.status()
+    return str(found["member"]["why"]) if found is not None else ""
+
+
+def test_a_cow_device_that_is_gone_for_good(two: Hosts) -> None:
+    """All hosts restart without the COW device: they say so and serve nothing until its snapshot is deleted."""
+    cow = two.cow("cow")
+    two[0].csnap("snapshot", "create", "CONFIG", "s1", "--cow", cow)
+    assert [host.terminate() for host in two] == [0, 0]
+    cow.unlink()
+    for host in two:
+        host.start()
+    for host in two:
+        wait_for(lambda host=host: "s1" in why(host), f"{host.name} names the snapshot")  # type: ignore[misc]
+        assert host.state() == "joining"
+    two[1].csnap("snapshot", "delete", "CONFIG", "s1")
+    for host in two:
+        host.wait_active()
+    with Traffic(two) as traffic:
+        traffic.go_on(*traffic.write_everywhere(), count=20)
+        traffic.stop()
+        traffic.judge_origin()

@@ -79,7 +79,7 @@ class Worker:
         self.received.append(message)
         if isinstance(message, Grant):
             self.held[message.resource] = message
-            if message.resource == "table" and not self.serving:
+            if message.resource == "table" and not self.serving and not self.opens:
                 self.serving = True
                 self.host.tell(Serving(""))
         elif isinstance(message, Revoke):

@@ -672,3 +672,21 @@ def test_a_snapshot_record_that_makes_no_sense_is_named_once_and_harms_nobody(ch
     assert len([event for event in rig.a.events("bad_record") if "s/s2" in str(event["error"])]) == 1
     assert rig.take("host-b", "s3") is None
     assert rig.same_table(("s3", "active"), ("s1", "active"))
+
+
+def test_a_snapshot_whose_device_is_gone_can_be_deleted_though_every_host_is_joining() -> None:
+    """All hosts restarted, none can open the COW device: nobody serves, and deleting the snapshot frees them all."""
+    rig = ClusterRig("host-a", "host-b")
+    assert rig.take("host-a", "s1") is None
+    for node in ("host-a", "host-b"):
+        rig.hosts[node].kill()
+        rig.add(node, start=False).worker.opens = "/dev/s1: no such device"
+        rig.hosts[node].member.start()
+    rig.run(2 * TTL)
+    assert {host.member.state for host in rig.hosts.values()} == {"joining"}
+    assert isinstance(rig.start_take("host-a", "s2")[0], Refused)
+    for host in rig.hosts.values():
+        host.worker.opens = ""  # once the table has no such snapshot
+    assert rig.delete("host-b", "s1") is None
+    assert rig.same_table()
+    assert {host.member.state for host in rig.hosts.values()} == {"active"}

@@ -180,7 +180,8 @@ class FakeMember:
 class FakeCluster:
     """Takes and deletes what it is told to; ``refusal`` is what it answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, member: FakeMember) -> None:
+        self.member = member
         self.refusal: CsnapError | None = None
         self.taken: list[NewSnapshot] = []
         self.pending: list[Finished] = []
@@ -197,6 +198,9 @@ class FakeCluster:
     def take(self, snapshot: NewSnapshot, done: Finished) -> None:
         self.taken.append(snapshot)
         self._answer(done)
+
+    def may_delete(self) -> bool:
+        return self.member.state == "active"
 
     def delete(self, name: str, done: Finished) -> None:
         self._answer(done)
@@ -228,8 +232,8 @@ class Desk:
 
     def __init__(self, config: Config, directory: Path) -> None:
         self.loop = Loop()
-        self.cluster = FakeCluster()
         self.member = FakeMember()
+        self.cluster = FakeCluster(self.member)
         self.cow = directory / "cow"
         with open(self.cow, "wb") as file:
             file.truncate(4 * MIB)
