@@ -43,7 +43,7 @@ def strangers(text: str, *, prose: bool = False) -> list[str]:
             continue
         labels = set(known[name].labels) | TARGET_LABELS | ({"le"} if name.endswith("_bucket") else set())
         found += [f"{name}{{{label}}}" for label in MATCHER.findall(matchers) if label not in labels]
-    everything = {label for family in FAMILIES for label in family.labels} | TARGET_LABELS | {"le"}
+    everything = {label for family in FAMILIES for label in family.labels} | TARGET_LABELS | {"le", "alertname"}
     for labels in GROUPING.findall(text):
         found += [f"by ({label})" for label in re.findall(r"[a-z_]+", labels) if label not in everything]
     return found
