@@ -26,12 +26,12 @@ from snapd.nbd import wire
 from snapd.nbd.handshake import Opened
 from snapd.nbd.transmission import Transmission
 from snapd.units import GIB, KIB, MIB, SECTOR
+from tests.support.cluster_rig import ClusterRig
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
 from tests.support.nbd_client import NbdClient
 from tests.support.nbd_peer import Peer, info, negotiation, option, option_replies, request
 from tests.support.ram_volume import RamExport, RamServer
 from tests.support.worker_process import WorkerProcess, make_cow, wait_until
-from tests.unit.test_cluster import ClusterRig
 
 ROOT = Path(__file__).parents[2]
 CHUNK = 16 * KIB
