@@ -41,6 +41,15 @@ def scene() -> Iterator[Scene]:
 
 
 @pytest.fixture
+def slowly_fenced() -> Iterator[Scene]:
+    """Three hosts and one etcd; fencing kills, and takes its time."""
+    with Hosts(3, origin_size=ORIGIN, chunk_size="4KiB") as cluster:
+        fence_by_killing(cluster, delay=2)
+        with under_load(cluster) as scene:
+            yield scene
+
+
+@pytest.fixture
 def patient() -> Iterator[Scene]:
     """Three hosts and one etcd; leases that outlive a restart on a busy machine."""
     with Hosts(3, origin_size=ORIGIN, chunk_size="4KiB", lease_ttl=20) as cluster:

@@ -1,7 +1,7 @@
 #!/usr/bin/python3 -I
 """A fence agent for tests: SIGKILL to whoever has the lock file in ``directory`` open, which control and worker have.
 
-Exit 0 only when the lock file can be had: then neither runs any more.
+Exit 0 only when the lock file can be had: then neither runs any more. ``delay``: seconds that it takes before.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def main() -> int:
     if not path.exists():
         print(f"{path}: no such file", file=sys.stderr)
         return 1
+    time.sleep(float(options.get("delay", "0")))
     for pid in holders(path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -34,6 +34,7 @@ class Observer:
     def __init__(self, endpoints: Sequence[str], cluster_uuid: str) -> None:
         self.problems: list[str] = []
         self.members: dict[str, str] = {}  # node -> state
+        self.coordinators: dict[str, str] = {}  # node -> who fences or cleans it up
         self.died: dict[str, float] = {}  # node -> when its liveness key was last seen to go
         self.fenced: dict[str, float] = {}  # node -> when it was last seen to be fenced
         self.handed_over = 0  # regions seen to go from one host to another
@@ -43,14 +44,14 @@ class Observer:
         self._holds: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._owners: dict[str, str] = {}
         self._counters: dict[str, int] = {}
-        self._revision = 0
+        self.revision = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
 
     def __enter__(self) -> Observer:
         self._actions.put(self._read)
         self._thread.start()
-        wait_for(lambda: self._revision > 0, "the observer has read etcd")
+        wait_for(lambda: self.revision > 0, "the observer has read etcd")
         return self
 
     def __exit__(
@@ -86,7 +87,7 @@ class Observer:
             self._holds.clear()
             self._counters.clear()
             self.members.clear()
-            self._revision = revision
+            self.revision = revision
             self._apply([Event(kv, deleted=False) for kv in result])
             self._watch()
 
@@ -99,7 +100,7 @@ class Observer:
             elif isinstance(notice, WatchLost):
                 self._later(self._read if "compacted" in notice.reason else self._watch)
 
-        self._etcd.watch(self._keys.prefix, self._revision + 1, notified)
+        self._etcd.watch(self._keys.prefix, self.revision + 1, notified)
 
     def _later(self, action: Callable[[], None]) -> None:
         threading.Timer(AGAIN, lambda: self._actions.put(action)).start()
@@ -109,9 +110,9 @@ class Observer:
         for event in notice.events:
             by_revision[event.kv.mod_revision].append(event)
         for revision in sorted(by_revision):
-            if revision > self._revision:
+            if revision > self.revision:
                 self._apply(by_revision[revision])
-        self._revision = max(self._revision, notice.revision)
+        self.revision = max(self.revision, notice.revision)
 
     # ---- judging
 
@@ -159,8 +160,10 @@ class Observer:
     def _note_member(self, node: str, event: Event) -> None:
         if event.deleted:
             self.members.pop(node, None)
+            self.coordinators.pop(node, None)
             return
         record = MemberRecord.from_bytes(event.kv.key, event.kv.value)
         self.members[node] = record.state
+        self.coordinators[node] = record.by_node
         if record.state == "fenced" and record.by_node != node:
             self.fenced[node] = time.monotonic()

@@ -24,9 +24,11 @@ LIMIT = 60.0  # seconds for anything to go on
 AGENTS = Path(__file__).parent
 
 
-def fence_by_killing(cluster: Hosts) -> None:
-    """Every host's processes can be killed by the others."""
-    hosts = "".join(f'\n[fencing.hosts.{host.name}]\ndirectory = "{host.directory}"' for host in cluster)
+def fence_by_killing(cluster: Hosts, delay: int = 0) -> None:
+    """Every host's processes can be killed by the others; ``delay``: seconds that it takes."""
+    hosts = "".join(
+        f'\n[fencing.hosts.{host.name}]\ndirectory = "{host.directory}"\ndelay = {delay}' for host in cluster
+    )
     for host in cluster:
         host.configure("method", f'"agent"\nagent = "{AGENTS / "fence_kill.py"}"\ntimeout = 30{hosts}')
 

@@ -21,6 +21,8 @@ from tests.support.daemons import Hosts
 from tests.support.etcd_server import EtcdServer, wait_for
 from tests.support.traffic import take
 
+pytestmark = pytest.mark.timeout(180)
+
 QUOTA = 4 * MIB
 CHUNK = 4096
 TTL = 3

@@ -7,6 +7,8 @@ import pytest
 from tests.battery.scene import LIMIT, Scene, while_away
 from tests.support.etcd_server import EtcdServer, wait_for
 
+pytestmark = pytest.mark.timeout(180)
+
 
 def leader(etcds: list[EtcdServer]) -> EtcdServer:
     """Wait for a leader; return it."""

@@ -17,6 +17,8 @@ from tests.support.daemons import Daemon, Hosts
 from tests.support.etcd_server import wait_for
 from tests.support.traffic import Traffic, read_export, take
 
+pytestmark = pytest.mark.timeout(180)
+
 TTL = 3
 LOST_KINDS = "amhqvxoc"
 """Keys of members, locks, counters, extents: of processes that are gone, or older than what is on the devices."""

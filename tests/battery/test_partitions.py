@@ -10,6 +10,8 @@ from tests.battery.far import Far
 from tests.battery.network import BOTH, RECEIVING, SENDING
 from tests.battery.scene import LIMIT, Scene, while_away
 
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.mark.parametrize("directions", [(SENDING,), (RECEIVING,), BOTH], ids="+".join)
 def test_one_host_is_cut_off(far: Far, far_scene: Scene, directions: tuple[str, ...]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.battery.scene import Scene
+
+pytestmark = pytest.mark.timeout(180)
 
 
 def test_all_hosts_are_killed_three_times(patient: Scene) -> None:
