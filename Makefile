@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format model setup setup-demo kernel lock clean
+.PHONY: help demo test check lint format model mutants sim soak setup setup-demo kernel lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -18,6 +18,15 @@ test: setup lint kernel  ## everything (installs what it needs; some 15 minutes 
 
 check: setup lint  ## lint, types, layers, unit and property tests: under a minute
 	$(PYTEST) -q tests/unit tests/property
+
+sim: setup  ## 2,000 simulated histories of a whole cluster (SEEDS=A-B plays others)
+	$(PY) -m tests.sim --keep-going --seeds $(or $(SEEDS),0-1999)
+
+soak: setup  ## simulated histories for MINUTES (10) on every core, from seed SEEDS (100000) on
+	@$(PY) -m tests.sim.soak --minutes $(or $(MINUTES),10) --from $(or $(SEEDS),100000)
+
+mutants: setup  ## plant every seeded bug; each must be caught (some four minutes)
+	@$(PY) -m tests.mutants
 
 model: setup  ## search the model of the protocol with SPIN: every scenario, mutation and probe, some four minutes
 	$(PY) -m model.check

@@ -66,6 +66,7 @@ class Trouble:
     def __init__(self) -> None:
         self.strikes: Callable[[Way, Operation], int] = lambda way, operation: 0
         self.slowness: Callable[[Way, Operation], int] = lambda way, operation: 0
+        self.sent: Callable[[Way, Operation], None] = lambda way, operation: None
 
 
 class Operation:
@@ -199,6 +200,7 @@ class Way:
     def _travel(self, operation: Operation) -> None:
         delay = self._rng.randrange(QUICK, SLOW) + self._trouble.slowness(self, operation)
         self._scheduler.call_later(delay, lambda: self._land(operation))
+        self._trouble.sent(self, operation)
 
     def _land(self, operation: Operation) -> None:
         if operation.held or operation not in self.handed:

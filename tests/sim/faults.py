@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from snapd.blockdev.memory import READ
-from snapd.units import SECOND
+from snapd.units import SECOND, SECTOR
+from tests.sim.disk import QUICK
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
 
 if TYPE_CHECKING:
@@ -101,8 +102,27 @@ class Faults:
         return host.boot
 
     def array(self) -> End:
-        self.world.lose_power()
-        return NOTHING
+        """Now; or at a bad moment: while entries that fill more than a sector are on their way."""
+        world = self.world
+
+        def now() -> None:
+            world.trouble.sent = lambda way, operation: None
+            world.lose_power()
+
+        def sent(way: Way, operation: Operation) -> None:
+            if operation.fua and operation.piece > SECTOR and operation.device.path != "origin":
+                world.scheduler.call_later(QUICK // 2, now)
+                world.trouble.sent = lambda way, operation: None
+
+        if world.rng.random() < 0.5:
+            world.lose_power()
+            return NOTHING
+        world.trouble.sent = sent
+
+        def end() -> None:
+            world.trouble.sent = lambda way, operation: None
+
+        return end
 
     def stop(self) -> End:
         host = self.some_host()
@@ -202,8 +222,8 @@ class Faults:
             return Fault(drop_response=True)
         if what == 2:
             return Fault(fail=True)
-        if what == 3 and rng.random() < 0.2:  # stuck somewhere, and applied long after its sender gave up
-            return Fault(request_delay=rng.randrange(6 * SECOND))
+        if what == 3 and rng.random() < 0.5:  # stuck somewhere, and applied long after its sender gave up
+            return Fault(request_delay=rng.randrange(8 * SECOND))
         return Fault(request_delay=delay if what % 2 else 0, response_delay=0 if what % 2 else delay)
 
     # ---- disks

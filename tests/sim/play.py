@@ -49,7 +49,7 @@ class History:
             hosts=rng.choice((2, 2, 3, 3, 4)),
             fencing=rng.choice(("pr", "pr", "off", "off", "deadline")),
             ttl=rng.choice((2, 3, 4)),
-            copy_buffers=rng.choice((2, 8, 16)),
+            copy_buffers=rng.choice((2, 8, 32)),
         )
         if fencing:
             shape = replace(shape, fencing=fencing)

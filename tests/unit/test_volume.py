@@ -229,6 +229,22 @@ def test_a_miss_below_a_newer_stores_hit_needs_the_region_too() -> None:
     assert answers == [(0, chunk(0))]
 
 
+def test_a_miss_below_a_known_hit_of_a_newer_store_needs_the_region_too() -> None:
+    """The same when this host has seen the newer store's entry: only its own store's entries need no lock."""
+    rig = Rig(hosts=2)
+    rig.snapshot("old")
+    rig.snapshot("new")
+    a, b = rig.hosts
+    rig.write(a, "origin", 0, b"n" * CHUNK)
+    assert rig.read(b, "snapshot/new", 0, CHUNK) == chunk(0)
+    rig.write(a, "origin", CHUNK, b"n" * CHUNK)  # which takes the region away from b
+    answers = start_read(b, "snapshot/old", 0, CHUNK)
+    settle(b)
+    assert not answers and Want("region/0", CR) in b.port.outbox
+    rig.run()
+    assert answers == [(0, chunk(0))]
+
+
 def test_seed_defect_16_a_read_through_the_snapshot_never_sees_the_new_origin() -> None:
     """The region is given away only after the read has its data; the other host's write waits for that."""
     rig = Rig(hosts=2)
