@@ -4,14 +4,14 @@
         host.run("systemctl", "start", "csnapd@demo.service")
 
 Nothing that this machine's administrator has enabled is started: the directory for that is empty. The network is this
-machine's. csnap is installed as docs/install.md says, its packages being those of the virtual environment.
+machine's. csnap's program is there, its packages being those of the virtual environment; docs/install.md has the rest.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +24,10 @@ from uuid import uuid4
 from tests.systemd.units import UNITS
 
 SOURCE = UNITS.parent / "snapd"
+INSTALL = UNITS.parent / "docs/install.md"
+TREE = "/opt/tree"
+"""Where the unpacked source tree is, as far as installing the units needs it."""
+
 BOOT_LIMIT = 60.0  # seconds, on a busy machine
 COMMAND_LIMIT = 100.0
 UNIFIED = Path("/sys/fs/cgroup/unified")
@@ -51,6 +55,12 @@ class Host:
         become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
         every = [*enter, *clean, *become, *command]
         return subprocess.run(every, capture_output=True, text=True, timeout=COMMAND_LIMIT, stdin=subprocess.DEVNULL)
+
+    def walk(self, block: str) -> str:
+        """Run a block of docs/install.md as it stands there, in the source tree; it ends at the first error."""
+        text = re.search(rf"^```sh {block}\n(.*?)^```", INSTALL.read_text(), re.MULTILINE | re.DOTALL)
+        assert text is not None, block
+        return self.run("sh", "-euc", f"cd {TREE}\n{text[1]}")
 
     def show(self, unit: str, key: str) -> str:
         """Return a property of a unit."""
@@ -89,7 +99,7 @@ def booted(binds: dict[str, str] | None = None) -> Iterator[Host]:
         for directory in (upper, base / "work", root):
             directory.mkdir()
         _furnish(upper)
-        binds = {str(SOURCE): "/opt/csnap/source", **_python(upper), **(binds or {})}
+        binds = {str(SOURCE): "/opt/csnap/source", str(UNITS): f"{TREE}/systemd", **_python(upper), **(binds or {})}
         _mount(stack, "-t", "overlay", "-o", f"lowerdir=/,upperdir={upper},workdir={base / 'work'}", "none", str(root))
         enabled = base / "enabled"
         _enabled(enabled)
@@ -110,10 +120,9 @@ def _mount(stack: ExitStack, *arguments: str) -> None:
 
 
 def _furnish(upper: Path) -> None:
-    """What differs from this machine: its identity, no file systems to mount, and csnap as it is installed."""
+    """What differs from this machine: its identity, and no file systems to mount."""
     etc = upper / "etc"
-    for kind in ("sysusers.d", "tmpfiles.d"):
-        shutil.copytree(UNITS / kind, etc / kind)
+    etc.mkdir()
     (etc / "machine-id").write_text(f"{uuid4().hex}\n")
     (etc / "hostname").write_text("demo-host\n")
     (etc / "fstab").write_text("")
@@ -144,14 +153,13 @@ def _python(upper: Path) -> dict[str, str]:
     (upper / "opt/csnap/current").symlink_to("1")
     for directory in ("source", "packages", "python"):
         (upper / "opt/csnap" / directory).mkdir()
+    (upper / TREE.lstrip("/") / "systemd").mkdir(parents=True)
     return binds
 
 
 def _enabled(directory: Path) -> None:
-    """/etc/systemd/system: the units, and nothing of what this machine starts."""
+    """/etc/systemd/system: nothing of what this machine starts."""
     directory.mkdir()
-    for unit in UNITS.glob("*.service"):
-        shutil.copy(unit, directory)
     for name in MASKED:
         (directory / (name if "." in name else f"{name}.service")).symlink_to("/dev/null")
     (directory / "default.target").symlink_to("/lib/systemd/system/basic.target")
@@ -188,7 +196,10 @@ def _nspawn(root: Path, binds: dict[str, str], group: Path) -> str:
         "--quiet --boot --register=no --keep-unit --console=pipe --resolv-conf=off --timezone=off --link-journal=no",
         "--capability=CAP_IPC_LOCK,CAP_NET_ADMIN",
         "--system-call-filter='@memlock bpf'",
-        *(f"--bind={outside}:{inside}" for outside, inside in binds.items()),
+        *(
+            f"--bind{'-ro' if inside.startswith('/opt/') else ''}={outside}:{inside}"
+            for outside, inside in binds.items()
+        ),
     ]
     return f"{joins}UNIFIED_CGROUP_HIERARCHY=1 exec systemd-nspawn {' '.join(options)}"
 

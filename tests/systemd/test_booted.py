@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.etcd_server import EtcdServer, make_certificates, wait_for
+from tests.support.etcd_server import EtcdServer, wait_for
 from tests.support.nbd_client import NbdClient
 from tests.systemd.booted import Host
 from tests.systemd.conftest import CSNAP, Configure
@@ -146,27 +146,6 @@ def test_a_host_without_etcd_boots_and_serves_when_etcd_comes(host: Host, config
         late.start()
         host.wait_for(unit, "ActiveState", "active")
         assert host.show(unit, "MainPID") == main
-        host.run("systemctl", "stop", unit)
-
-
-def test_keys_of_etcd_come_as_credentials(host: Host, configure: Configure, tmp_path: Path) -> None:
-    """What only root can read in /etc/credstore reaches the daemon, and nobody else."""
-    certificates = make_certificates(tmp_path)
-    with EtcdServer(certificates=certificates) as secured:
-        mine = certificates.client
-        store, there = "/etc/credstore", "/run/credentials/csnapd@secret.service"
-        files = {"ca": mine.ca, "cert": mine.cert, "key": mine.key}
-        for kind, path in files.items():
-            host.write(f"{store}/csnap.secret.{kind}", Path(path).read_text(), 0o600)
-        host.run("chmod", "0700", store)
-        keys = "".join(f'{kind} = "{there}/etcd.{kind}"\n' for kind in files)
-        unit = configure("secret", url=secured.url, edit=lambda text: text.replace("[export]", f"{keys}[export]"))
-        config = (host.root / "etc/csnap/secret.toml").read_text()
-        host.write("/root/secret.toml", config.replace(f"{there}/etcd.", f"{store}/csnap.secret."))
-        host.run(CSNAP, "volume", "init", "/root/secret.toml")
-        assert host.call("systemctl", "start", unit).returncode == 0, host.journal(unit)
-        assert host.call("cat", f"{store}/csnap.secret.key", user="csnap").returncode != 0
-        assert host.call("cat", f"{there}/etcd.key", user="nobody").returncode != 0
         host.run("systemctl", "stop", unit)
 
 
