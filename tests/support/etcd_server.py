@@ -189,13 +189,6 @@ class EtcdServer:
             return False
         return bool(status.get("leader") == status["header"]["member_id"])
 
-    def defragment(self) -> None:
-        self._ask("maintenance/defragment")
-
-    def disarm(self) -> None:
-        """Take the NOSPACE alarms back."""
-        self._ask("maintenance/alarm", action="DEACTIVATE", alarm="NOSPACE")
-
     def _ask(self, method: str, **body: object) -> dict[str, Any]:
         """Ask the JSON gateway (plaintext servers only): what the driver has no use for."""
         request = urllib.request.Request(
