@@ -109,6 +109,12 @@ FLEET = Dashboard(
                 ("count by (method) (csnap_fencing_info{SEL})", "{{method}}"),
                 alerts=("CsnapUnsafeFencing",),
             ),
+            stat(
+                "etcd refuses writes",
+                NUMBER,
+                ("max by (cluster, alarm) (csnap_etcd_alarm{SEL})", "{{cluster}} {{alarm}}"),
+                alerts=("CsnapEtcdNoSpace",),
+            ),
         ),
         (
             graph("Requests", RATE, (rate("csnap_io_seconds_count", VOLUME), AT_VOLUME)),

@@ -98,6 +98,18 @@ def test_every_alert_has_a_panel_that_leads_to_its_section() -> None:
     assert all(anchor == alert.lower() for alert, anchor in links)
 
 
+def test_an_alert_links_to_a_dashboard_that_has_its_panel() -> None:
+    """The one that it names, with that dashboard's variables and no other."""
+    depths = dict(zip(NAMES, (1, 2, 3), strict=True))
+    alerts = (ROOT / "grafana" / "rules" / "csnap.alerts.yml").read_text()
+    links = re.findall(r'- alert: (\w+)\n(?:(?!- alert).*\n)*? +dashboard_url: "/d/csnap-(\w+)([^"]*)"', alerts)
+    assert len(links) == alerts.count("- alert: ")
+    for alert, name, query in links:
+        assert any(f"{alert} (" in panel.get("description", "") for panel in panels(name)), alert
+        wanted = [f"var-{label}={{{{ $labels.{label} }}}}" for label in ("cluster", "volume", "host")[: depths[name]]]
+        assert query == ("" if alert == "CsnapAbsent" else "?" + "&".join(wanted)), alert
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_story_is_told_in_one_order(name: str) -> None:
     """Right, fast, filling, waiting; panels of a dashboard have an id each and do not overlap."""
