@@ -26,6 +26,9 @@
 #ifndef CRASH
 #define CRASH 1
 #endif
+#ifndef VICTIMS
+#define VICTIMS 255  /* bit m: member m may crash */
+#endif
 #ifndef PAUSE
 #define PAUSE 1      /* SIGSTOPs */
 #endif
@@ -342,7 +345,7 @@ end: do
        n[m] = base[m]+cnt[m]; cnt[m] = 0; base[m] = 0 }
   :: d_step { LIVE(m) && !trel[m] && BAST(m,TAIL) && !TBUSY(m) && !rr[m] -> trel[m] = 1; tren[m] = COUNT(m); trex[m] = xh[m]; LK(m,TAIL) = NL }
   /* faults */
-  :: d_step { ncrash < CRASH && st[m]!=DEAD -> ncrash++; st[m] = DEAD; forget(m) }
+  :: d_step { ncrash < CRASH && ((VICTIMS >> m) & 1) && st[m]!=DEAD -> ncrash++; st[m] = DEAD; forget(m) }
   :: d_step { npause < PAUSE && st[m]==UP -> npause++; st[m] = PAUSED }
   :: d_step { st[m]==PAUSED -> st[m] = UP }
   :: d_step { alive[m] && (st[m]==DEAD || nexp < EXPIRE) -> 
