@@ -128,6 +128,11 @@ def _furnish(upper: Path) -> None:
     (etc / "fstab").write_text("")
 
 
+def _debians_python() -> bool:
+    """Whether this interpreter's version is installed where programs are."""
+    return Path(f"/usr/bin/{PYTHON}").exists()
+
+
 def _python(upper: Path) -> dict[str, str]:
     """Make the virtual environment /opt/csnap/1 of links; return what has to be bound for it."""
     site = next(path for path in map(Path, sys.path) if path.name == "site-packages")
@@ -141,7 +146,7 @@ def _python(upper: Path) -> dict[str, str]:
     (packages / "snapd").symlink_to("/opt/csnap/source")
     binds = {str(site): "/opt/csnap/packages"}
     home = "/usr"
-    if not Path(f"/usr/bin/{PYTHON}").exists():  # an interpreter of its own, perhaps in somebody's home
+    if not _debians_python():  # one of its own, perhaps in somebody's home, which units do not see
         binds[sys.base_prefix] = home = "/opt/csnap/python"
     (venv / "pyvenv.cfg").write_text(f"home = {home}/bin\ninclude-system-site-packages = false\n")
     (venv / "bin/python").symlink_to(f"{home}/bin/{PYTHON}")
@@ -163,7 +168,7 @@ def _enabled(directory: Path) -> None:
     for name in MASKED:
         (directory / (name if "." in name else f"{name}.service")).symlink_to("/dev/null")
     (directory / "default.target").symlink_to("/lib/systemd/system/basic.target")
-    if not Path(f"/usr/bin/{PYTHON}").exists():
+    if not _debians_python():
         for unit in ("csnapd@.service.d", "csnap-helper@.service.d"):
             (directory / unit).mkdir()
             (directory / unit / "python.conf").write_text(

@@ -62,6 +62,22 @@ def test_start_restart_and_stop(host: Host, configure: Configure) -> None:
     assert [entry["CSNAP_CLEAN"] for entry in stopped] == ["True", "True"]
 
 
+def test_it_starts_between_the_network_and_remote_file_systems(host: Host, configure: Configure) -> None:
+    """In one transaction, as at boot: network-online, the daemon, remote-fs, in this order."""
+    unit = configure("demo")
+    host.run(CSNAP, "volume", "init", "demo", user="csnap")
+    order = ["network-online.target", unit, "remote-fs.target"]
+    host.write(
+        "/etc/systemd/system/booting.target", f"[Unit]\nWants=remote-fs.target {unit}\nAfter={' '.join(order)}\n"
+    )
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "stop", "remote-fs.target", "network-online.target")
+    host.run("systemctl", "start", "booting.target")
+    begun = [int(host.show(name, "ActiveEnterTimestampMonotonic")) for name in order]
+    assert 0 < begun[0] < begun[1] < begun[2]
+    host.run("systemctl", "stop", "booting.target")
+
+
 def test_it_runs_without_privileges_and_with_its_memory_locked(host: Host, configure: Configure) -> None:
     """Both processes are csnap's and can gain nothing; memory is locked, where this machine may; a snapshot works.
 
