@@ -166,7 +166,7 @@ class Way:
     def kick(self) -> None:
         if not self._queued:
             return
-        open_ = self._gate()
+        open_ = any(operation.kind == WRITE for operation in self._queued) and self._gate()
         held = []
         for operation in self._queued:
             if open_ or operation.kind != WRITE:
