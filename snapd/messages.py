@@ -5,8 +5,8 @@ taken); in steady state none is sent, so their cost (some 3 us) does not matter 
 them in strace. The channel is a socketpair made before exec: its two ends trust each other's code but
 not each other's life: either end exits when the other is gone.
 
-Control -> worker: Grant, Revoke, Bumped, Prepare, Forget, Seal, Invalidate, Revived, Fenced, Stop.
-Worker -> control: Hello, Want, Done, Overflow, Prepared, Sealed, Invalidated, Serving, Notice, Stopped, Fatal.
+Control -> worker: Grant, Revoke, Bumped, Prepare, Forget, Invalidate, Revived, Fenced, Stop.
+Worker -> control: Hello, Want, Done, Overflow, Prepared, Invalidated, Serving, Notice, Stopped, Fatal.
 """
 
 from __future__ import annotations
@@ -96,15 +96,6 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
-class Seal:
-    """The table is about to change: write ``generation`` into the sidecar of ``store``, with FUA; answer Sealed."""
-
-    request: int
-    store: str
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
 class Invalidate:
     """This member holds table EX: set valid=0 in the header of ``store`` with FUA; answer Invalidated."""
 
@@ -175,12 +166,6 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
-    request: int
-    error: str  # empty: on stable storage
-
-
-@dataclass(frozen=True, slots=True)
 class Invalidated:
     request: int
     error: str  # empty: on stable storage
@@ -217,15 +202,15 @@ class Fatal:
 
 
 Message = (
-    Grant | Revoke | Bumped | Prepare | Forget | Seal | Invalidate | Revived | FencedNotice | Stop
-    | Hello | Want | Done | Overflow | Prepared | Sealed | Invalidated | Serving | Notice | Stopped | Fatal
+    Grant | Revoke | Bumped | Prepare | Forget | Invalidate | Revived | FencedNotice | Stop
+    | Hello | Want | Done | Overflow | Prepared | Invalidated | Serving | Notice | Stopped | Fatal
 )  # fmt: skip
 
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        Grant, Revoke, Bumped, Prepare, Forget, Seal, Invalidate, Revived, FencedNotice, Stop,
-        Hello, Want, Done, Overflow, Prepared, Sealed, Invalidated, Serving, Notice, Stopped, Fatal,
+        Grant, Revoke, Bumped, Prepare, Forget, Invalidate, Revived, FencedNotice, Stop,
+        Hello, Want, Done, Overflow, Prepared, Invalidated, Serving, Notice, Stopped, Fatal,
     )
 }  # fmt: skip
 

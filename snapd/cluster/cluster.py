@@ -5,11 +5,9 @@ Taking: nobody ever holds EX, so nobody's death or hang freezes the cluster.
     0. ``reserve``: nobody else creates one; the caller formats the COW device. Crash: an unused device
     1. s/<name> = creating, by this incarnation       crash: recovery, or anybody if it left in order, deletes it
     2. every member opens the COW device and says so in o/<store>/<node>; one that cannot refuses, by name
-    3. the generation that s/<name> announces goes into the sidecars of all live stores, with FUA: an etcd that is set
-       back to before this snapshot has older records, and is refused      crash: as 1; who undoes it raises the records
-    4. a ticket for the table: everybody drains and gives the table back; after the freeze limit it is withdrawn
-    5. the granting transaction puts s/<name> = active, its counter and the generation of every live record, and swaps
-       the ticket for CR
+    3. a ticket for the table: everybody drains and gives the table back; after the freeze limit it is withdrawn
+    4. the granting transaction puts s/<name> = active, its counter, a higher generation in every live record (see
+       generations.py), and swaps the ticket for CR
                                                       crash before: as 1; after: the snapshot is there
 
 Deleting a live snapshot, with the table's EX held:
@@ -28,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from snapd.cluster.generations import LIVE, live, next_generation, raised, undoing
+from snapd.cluster.generations import LIVE, next_generation, raised
 from snapd.cluster.prepare import Preparation
 from snapd.cluster.reservation import Reservation
 from snapd.errors import CsnapError, LockspaceError, Refused
@@ -38,7 +36,7 @@ from snapd.lockspace.kv import Compare, Delete, Operation, Put, Target, TxnResul
 from snapd.lockspace.member import Member
 from snapd.lockspace.ports import ERROR, NOTICE, WARNING, Timer
 from snapd.lockspace.records import MemberRecord, SnapshotRecord
-from snapd.messages import CR, Invalidate, Invalidated, Message, Overflow, Prepared, Seal, Sealed
+from snapd.messages import CR, Invalidate, Invalidated, Message, Overflow, Prepared
 from snapd.units import SECOND
 
 MAX_SNAPSHOTS = 16
@@ -76,8 +74,7 @@ class _Work:
     new: SnapshotRecord | None = None
     use: Exclusive | None = None
     timer: Timer | None = None
-    unanswered: set[int] = field(default_factory=set)  # Seal or Invalidate requests
-    sealed: bool = False
+    unanswered: set[int] = field(default_factory=set)  # Invalidate requests
     registered: bool = False
 
 
@@ -112,7 +109,10 @@ class Cluster:
                 raise Refused(f"snapshot {name}: the device {record.path} belongs to snapshot {record.name}")
 
     def reserve(self, name: str, identity: str, done: Finished) -> None:
-        """Before a device is formatted. After ``done(None)`` the caller calls ``take`` or ``abandon``."""
+        """Before a device is formatted. After ``done(None)`` the caller calls ``take`` or ``abandon``.
+
+        It is ours until then, whatever becomes of the lease: like a hold, it ends with our own word or after fencing.
+        """
         try:
             self.check_new(name, identity)
             self._check_free(f"snapshot {name}", self._member.state == "active")
@@ -132,22 +132,20 @@ class Cluster:
         self._reservation.ask(name, reserved)
 
     def abandon(self) -> None:
-        """The device could not be formatted."""
+        """No snapshot comes of it, and nothing is written to the device any more."""
         if self._work is not None and self._work.what == "reserve":
             self._work = None
-            self._reservation.release()
+        self._reservation.release()
 
     def take(self, snapshot: NewSnapshot, done: Finished) -> None:
-        """Take a snapshot online, after ``reserve``. On refusal the caller undoes the formatting."""
+        """Take a snapshot online, after ``reserve``. If refused, the caller undoes the formatting, then ``abandon``."""
         reserved, self._work = self._work, None
         if reserved is None or reserved.what != "reserve" or not self._reservation.held:
-            self._reservation.release()
-            done(Refused(f"snapshot {snapshot.name}: the lease was lost while the device was formatted: try again"))
+            done(Refused(f"snapshot {snapshot.name}: nothing was reserved for it"))
             return
         try:
             self.check_new(snapshot.name, snapshot.identity)
         except Refused as error:
-            self._reservation.release()
             done(error)
             return
         record = SnapshotRecord(
@@ -201,7 +199,8 @@ class Cluster:
             f"snapshot_{work.what}",
             {"snapshot": work.name, "result": error or "done"},
         )
-        self._reservation.release()
+        if work.what == "take" and error is None:
+            self._reservation.release()  # else: the caller undoes the formatting first
         work.done(error)
         self.changed()
 
@@ -213,9 +212,7 @@ class Cluster:
             self._member.table.expire(work.use)
         elif work.what == "take":
             silent = self._silent(work)
-            if work.unanswered:
-                self._end(Refused(f"snapshot {work.name}: the sidecars of the live ones could not be written in time"))
-            elif not silent:
+            if not silent:
                 self._end(LockspaceError(f"snapshot {work.name}: etcd has not answered in time: try again"))
             else:
                 what = f"snapshot {work.name}: {', '.join(silent)}"
@@ -255,17 +252,16 @@ class Cluster:
         elif isinstance(message, Overflow):
             self._lost.setdefault(message.store, message.reason)
             self.changed()
-        elif isinstance(message, Sealed):
-            self._sealed(message)
         elif isinstance(message, Invalidated):
             self._invalidated(message)
 
-    def settle(self, incarnation: str) -> tuple[tuple[Compare, ...], tuple[Operation, ...]]:
+    def settle(self, incarnation: str) -> tuple[Operation, ...]:
         """What a dead member was creating is undone; what it was deleting still works, and is found later."""
-        creating = [
-            record for record in self._member.snapshots() if record.by == incarnation and record.state == "creating"
-        ]
-        return self._undoing(creating[0]) if creating else ((), ())
+        return tuple(
+            Delete(self._keys.snapshot(record.name))
+            for record in self._member.snapshots()
+            if record.by == incarnation and record.state == "creating"
+        )
 
     def ended(self, why: str) -> None:
         if self._work is not None and self._work.what == "reserve":
@@ -337,46 +333,16 @@ class Cluster:
         refusals = [f"{node}: {kv.value.decode(errors='replace')}" for node, kv in sorted(answers.items()) if kv.value]
         if refusals:
             self._end(Refused(f"snapshot {new.name}: {'; '.join(refusals)}"))
-        elif self._silent(work):
-            return
-        elif work.sealed:
+        elif not self._silent(work):
             self._queue(work)
-        elif not work.unanswered:
-            self._seal(work, new)
-
-    def _seal(self, work: _Work, new: SnapshotRecord) -> None:
-        stores = live(self._member.snapshots())
-        for record in stores:
-            self._requests += 1
-            work.unanswered.add(self._requests)
-            self._effects.send(Seal(self._requests, record.store, new.generation))
-        if not stores:
-            work.sealed = True
-            self._queue(work)
-
-    def _sealed(self, message: Sealed) -> None:
-        work = self._work
-        if work is None or work.what != "take" or message.request not in work.unanswered:
-            return
-        if message.error:
-            self._end(Refused(f"snapshot {work.name}: the sidecar of a live one cannot be written: {message.error}"))
-            return
-        work.unanswered.discard(message.request)
-        work.sealed = not work.unanswered
-        self.changed()
 
     def _register(self, new: SnapshotRecord) -> None:
         key = self._keys.snapshot(new.name)
         self._send((Compare(key, Target.CREATE, 0),), (Put(key, new.to_bytes()),))
 
     def _undo(self, record: SnapshotRecord) -> None:
-        self._send(*self._undoing(record))
-
-    def _undoing(self, record: SnapshotRecord) -> tuple[tuple[Compare, ...], tuple[Operation, ...]]:
-        """Under the revisions of all records that it was made from."""
-        unchanged = [self._mirror.snapshots[each.name] for each in (record, *live(self._member.snapshots()))]
-        conditions = tuple(Compare(kv.key, Target.MOD, kv.mod_revision) for kv in unchanged)
-        return conditions, undoing(self._keys, self._member.snapshots(), record)
+        kv = self._mirror.snapshots[record.name]
+        self._send((Compare(kv.key, Target.MOD, kv.mod_revision),), (Delete(kv.key),))
 
     def _send(self, conditions: tuple[Compare, ...], operations: tuple[Operation, ...]) -> None:
         """One at a time; what became of it is read from the mirror."""

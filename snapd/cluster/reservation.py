@@ -1,7 +1,9 @@
-"""One ``snapshot create`` at a time in the whole cluster: ``c/<node>``, on the lease, while a COW device is formatted.
+"""One ``snapshot create`` at a time in the whole cluster: ``c/<node>``, from before a COW device is formatted until its
+formatting was used or undone.
 
 Two hosts that format one device at the same moment would each find it free, and one would overwrite the other's header.
-The key is put only if no other is there; it goes with the lease, or when the creation has ended.
+The key is put only if no other is there. It is like a hold: not on the lease, for a thread that formats looks at no
+deadline; it goes with its owner's word, or in recovery after its owner was fenced.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Reservation:
 
     @property
     def held(self) -> bool:
-        """Whether it is ours, and asked for: a lost lease takes it away."""
+        """Whether it is ours, and asked for."""
         return bool(self._wanted) and self._done is None and self._mine() is not None
 
     def _mine(self) -> KeyValue | None:
@@ -78,7 +80,7 @@ class Reservation:
                 who = ", ".join(f"{other} is creating snapshot {name}" for other, name in others.items())
                 done(Refused(f"{who}: try again when that is done"))
             else:
-                put = Put(key, self._wanted.encode(), member.session.lease)
+                put = Put(key, self._wanted.encode())
                 self._send((empty(member.keys.creations),), put)
 
     def _send(self, conditions: tuple[Compare, ...], operation: Operation) -> None:

@@ -178,6 +178,7 @@ class _Creation:
         elif isinstance(error, Refused):
             in_thread(self._loop, self._undo, lambda outcome: self._undone(error, outcome))
         else:  # nobody knows whether it was taken: then the device is not to be touched
+            self._cluster.abandon()
             self._finish(error)
 
     def _undo(self) -> None:
@@ -188,6 +189,7 @@ class _Creation:
             device.close()
 
     def _undone(self, refusal: CsnapError, outcome: CsnapError | None) -> None:
+        self._cluster.abandon()
         if outcome is not None:
             refusal = Refused(f"{refusal}; and the COW device stays formatted: {outcome}")
         self._finish(refusal)

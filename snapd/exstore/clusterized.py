@@ -57,6 +57,15 @@ class Ports(Protocol):
     def defer(self, call: Callable[[], None]) -> None:
         """Call at the end of this turn of the loop, so that what a turn brings makes one batch."""
 
+    def begin_write(self) -> bool:
+        """A write to the COW device that no request waits for is a use of the table: False if that is not held.
+
+        Else a drained host could still write to a device that is deleted, and perhaps used again.
+        """
+
+    def end_write(self) -> None:
+        """That use is over."""
+
     def lost(self, error: CsnapError) -> None:
         """The store cannot go on: the snapshot must be invalidated."""
 
@@ -87,7 +96,6 @@ class Clusterized:
         self._full = False
         self._deferred = False
         self._loaded: Finished | None = None
-        self._seal: tuple[int, Finished] | None = None  # a sidecar to be rewritten between two batches
         self.dead: CsnapError | None = None
 
     # ---- events from the lockspace
@@ -145,9 +153,7 @@ class Clusterized:
     def _step(self) -> None:
         if self.core.busy:
             return  # every completion calls again
-        if self._seal is not None:
-            self._start_seal(*self._seal)
-        elif self.dead is not None:
+        if self.dead is not None:
             self._fail_pending()
             if self.tail and self._revoked:
                 self._release()
@@ -215,8 +221,12 @@ class Clusterized:
     def _zero_tail(self, target: Counter, error: CsnapError | None) -> None:
         if error is not None:
             self._die(error)
-        else:
-            self.core.take_over(lambda failed: self._caught_up(target, failed))
+        elif self._ports.begin_write():  # else: the table's grant brings ``resume``
+            self.core.take_over(lambda failed: self._zeroed(target, failed))
+
+    def _zeroed(self, target: Counter, error: CsnapError | None) -> None:
+        self._caught_up(target, error)
+        self._ports.end_write()
 
     def _caught_up(self, target: Counter, error: CsnapError | None) -> None:
         if error is not None:
@@ -278,13 +288,14 @@ class Clusterized:
     # ---- the operations of a store
 
     def resume(self, done: Finished) -> None:
-        """Report when everything the last counter announced is known (``counter`` starts the re-read)."""
+        """Report when everything the last counter announced is known. What waited for the table goes on."""
         if self.current:
             done(None)
         elif self.dead is not None:
             done(self.dead)
         else:
             self._loaded = done
+            self._step()
 
     def prepare(self, old: int) -> int:
         """Take a chunk of this member's extent. The caller holds the region of ``old``, EX (seed defect 13)."""
@@ -325,20 +336,16 @@ class Clusterized:
         self.core.modify(action, done)
 
     def seal(self, generation: int, done: Finished) -> None:
-        """Raise the sidecar's generation as soon as nothing else is being written. The caller holds the table."""
-        self._seal = (generation, done)
-        self._step()
+        """Raise the sidecar's generation, as a use of the table, which is held. Nothing else is under way."""
 
-    def _start_seal(self, generation: int, done: Finished) -> None:
         def sealed(error: CsnapError | None) -> None:
             done(error)
+            self._ports.end_write()
             self._step()
 
-        self._seal = None
-        if self.dead is not None:
-            sealed(self.dead)
-        else:
-            self.core.seal(generation, sealed)
+        held = self._ports.begin_write()
+        assert held, "sealed under the table's grant"
+        self.core.seal(generation, sealed)
 
     def presuspend(self) -> None:
         self.core.presuspend()

@@ -3,7 +3,8 @@
 Nothing is believed and nothing is refused that can still be shown: the entries are taken down as they are,
 valid or not, up to the first with ``new`` 0, as the kernel does. What they are worth is check's to say.
 
-A header may claim chunks of 2 GiB on a sparse file, so areas are read in pieces and what is kept of nonsense is bounded.
+A header may claim chunks of 2 GiB on a sparse file, so areas are read in pieces and what is kept of nonsense is
+bounded.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ from snapd.format.layout import ENTRY_BYTES, Layout
 from snapd.format.sidecar import Sidecar
 from snapd.units import SECTOR
 
+MAX_GENERATION = 2**63 - 1
+
 Entry = tuple[int, int]
 Batch = list[tuple[int, int, Callable[[bool], None]]]
 
@@ -68,6 +70,12 @@ class Persistent:
         self._pending: Batch = []
         self._free: deque[tuple[int, int]] = deque()  # reserved runs [low, high), not yet prepared
         self.reserved_until = 0  # the first chunk behind everything this store has reserved
+
+    @property
+    def generation(self) -> int:
+        """The sidecar's, once loaded. Without a sidecar there is none to raise: as high as any."""
+        sidecar = Sidecar.from_bytes(self._header_block, self.layout.chunk_sectors)
+        return sidecar.generation if sidecar is not None else MAX_GENERATION
 
     # ---- reading
 

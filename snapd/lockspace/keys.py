@@ -4,7 +4,7 @@
     s/<name>             a snapshot
     v/<store>            counter; mod_revision is what members compare
     x/<store>/<node>     first COW chunk behind the extents that a member has reserved
-    c/<node>             on the lease: this member creates a snapshot, value: its name; one at a time
+    c/<node>             this member formats a COW device for a snapshot, value: its name; one at a time
     o/<store>/<node>     on the lease: this member opened that COW device; value "" or why it could not
     m/<node>             member record
     a/<node>             on the lease: liveness; value: the incarnation

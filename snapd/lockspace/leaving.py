@@ -118,7 +118,11 @@ class Leaving:
         holds = [kv.key for holds in mirror.holds.values() for (holder, _), kv in holds.items() if holder == node]
         if holds:
             return (), tuple(Delete(key) for key in holds[:BATCH])
-        mine = [nodes[node].key for nodes in (*mirror.extents.values(), *mirror.opened.values()) if node in nodes]
+        mine = [
+            nodes[node].key
+            for nodes in (*mirror.extents.values(), *mirror.opened.values(), mirror.creations)
+            if node in nodes
+        ]
         mine = [*mine[: BATCH - 2], self._keys.member(node), self._keys.alive(node)]
         return (), tuple(Delete(key) for key in mine)
 

@@ -17,7 +17,7 @@ from snapd.errors import CsnapError, Fenced, FormatError
 from snapd.lockspace.fencing.base import Fencer
 from snapd.lockspace.joining import Joining
 from snapd.lockspace.keys import Keys, is_resource
-from snapd.lockspace.kv import Compare, Kv, Operation
+from snapd.lockspace.kv import Kv, Operation
 from snapd.lockspace.leaving import Leaving
 from snapd.lockspace.locks import Locks
 from snapd.lockspace.mirror import Mirror
@@ -65,7 +65,7 @@ class Operator(Protocol):
     def receive(self, message: Message) -> None:
         """A message of the worker that is not about locks."""
 
-    def settle(self, incarnation: str) -> tuple[tuple[Compare, ...], tuple[Operation, ...]]:
+    def settle(self, incarnation: str) -> tuple[Operation, ...]:
         """See ``recovery.Settle``."""
 
     def ended(self, why: str) -> None:

@@ -7,7 +7,7 @@
     fenced                  its unfinished snapshots are finished or undone     as before
                             every counter = ?                                   holds that grant nothing
                             its holds deleted, in batches                       fewer holds, all counters marked
-                            its extents deleted                                 space that nobody refers to
+                            its extents and c/<d> deleted                       space that nobody refers to
                             m/<d> deleted (its own: active)                     nothing
 
 Whose coordinator is dead too is taken over by another survivor, at the state that m/<d> says. The counters are marked
@@ -38,8 +38,8 @@ BATCH = 100
 
 LOOK_AGAIN = SECOND // 4
 
-Settle = Callable[[str], tuple[tuple[Compare, ...], tuple[Operation, ...]]]
-"""Asked with a dead incarnation: under which conditions what undoes its snapshots; nothing if there are none."""
+Settle = Callable[[str], tuple[Operation, ...]]
+"""Asked with a dead incarnation: what undoes its snapshots; nothing if there are none."""
 
 
 class Case:
@@ -72,7 +72,7 @@ class Recovery:
         self._settings, self._keys, self._session, self._mirror = settings, keys, session, mirror
         self._timers, self._effects, self._fencer = timers, effects, fencer
         self._own_record = own_record
-        self.settle: Settle = lambda incarnation: ((), ())
+        self.settle: Settle = lambda incarnation: ()
         self._cases: dict[str, Case] = {}
         self._waits: dict[str, tuple[str, int]] = {}  # members being fenced, by whomever: by whom, seen since
         self._seen: dict[str, MemberRecord] = {}  # other members, by node
@@ -262,12 +262,12 @@ class Recovery:
 
     def _clean(self, case: Case) -> None:
         node, mirror = case.record.node, self._mirror
-        conditions, unfinished = self.settle(case.record.incarnation)
+        unfinished = self.settle(case.record.incarnation)
         marks = [kv.key for kv in mirror.counters.values() if kv.key not in case.marked][:BATCH]
         holds = self._holds_of(node)
-        extents = [nodes[node].key for nodes in mirror.extents.values() if node in nodes]
+        extents = [nodes[node].key for nodes in (*mirror.extents.values(), mirror.creations) if node in nodes]
         if unfinished:
-            self._send(case, unfinished, conditions)
+            self._send(case, unfinished[:BATCH])
         elif marks:
             self._send(case, tuple(Put(key, UNTRUSTED_MARK) for key in marks), done=lambda: case.marked.update(marks))
         elif holds or extents:

@@ -27,19 +27,8 @@ def spec_of(record: SnapshotRecord) -> SnapshotSpec:
 
 
 def table_of(kvs: Iterable[KeyValue], bad: Callable[[FormatError], None]) -> tuple[SnapshotSpec, ...]:
-    """What the worker is told with the table: all but what is still being created; what is being deleted works on.
-
-    Sidecars may be as new as the newest snapshot that is being created: it announces the generation they get.
-    """
-    records = records_of(kvs, bad)
-    announced = max((record.generation for record in records if record.state == "creating"), default=0)
-    told = (
-        replace(
-            record,
-            state="active" if record.state == "deleting" else record.state,
-            generation=max(record.generation, announced),
-        )
-        for record in records
-        if record.state != "creating"
+    """What the worker is told with the table: all but what is still being created; what is being deleted works on."""
+    records = (record for record in records_of(kvs, bad) if record.state != "creating")
+    return tuple(
+        spec_of(replace(record, state="active") if record.state == "deleting" else record) for record in records
     )
-    return tuple(spec_of(record) for record in told)

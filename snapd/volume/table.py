@@ -11,6 +11,7 @@ not be kept on this host's writes. It is tried again as long as the table is hel
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from snapd import counters
 from snapd.blockdev.base import Device
@@ -33,8 +34,6 @@ from snapd.messages import (
     Prepare,
     Prepared,
     Revoke,
-    Seal,
-    Sealed,
     Serving,
     SnapshotSpec,
     Want,
@@ -140,20 +139,6 @@ class Table:
         if device is not None:
             device.close()
 
-    def seal(self, message: Seal) -> None:
-        """Raise the generation in a live store's sidecar, as a use of the table: nobody invalidates it meanwhile."""
-        volume, snapshot = self._volume, self._volume.snapshots.get(message.store)
-
-        def sealed(error: CsnapError | None) -> None:
-            volume.send(Sealed(message.request, "" if error is None else str(error)))
-            volume.end_use()
-
-        if not volume.admitting or snapshot is None or snapshot.store is None or snapshot.store.dead is not None:
-            volume.send(Sealed(message.request, f"store {message.store}: not in use here now"))
-        else:
-            volume.begin_use()
-            snapshot.store.seal(message.generation, sealed)
-
     def invalidate(self, message: Invalidate) -> None:
         """This member holds table EX; every host has drained. Set valid=0 with FUA."""
 
@@ -184,6 +169,8 @@ class Table:
             self._retry_at = 0
             if self._grant is not None and self._volume.held:
                 self._apply()
+        elif self._grant is not None and self._volume.held:
+            self._loaded(self._grant)
         for snapshot in [snapshot for snapshot in self._retired if self._close(snapshot)]:
             self._retired.remove(snapshot)
         again, self._invalidating = self._invalidating, []
@@ -274,6 +261,10 @@ class Table:
                 if store.dead is None:
                     store.resume(lambda error: self._loaded(grant))
                 return  # a dead one has told the control process: the table will change
+            if store.core.generation < snapshot.spec.generation:
+                if not store.core.busy and not snapshot.lost:
+                    store.seal(snapshot.spec.generation, partial(self._sealed, grant, snapshot))
+                return  # ``tick`` looks again if it was busy
         self._grant = None
         if not self._revoked:
             volume.thaw()
@@ -281,6 +272,13 @@ class Table:
             self._serving = True
             self._on_serving()
             volume.send(Serving(""))
+
+    def _sealed(self, grant: Grant, snapshot: Snapshot, error: CsnapError | None) -> None:
+        """The device says that this table exists, so I/O under it may begin: see snapd.cluster.generations."""
+        if error is not None:
+            self._volume.lost(snapshot, error)
+        else:
+            self._loaded(grant)
 
     def _counters(self, told: tuple[Counter, ...]) -> None:
         """A live store whose counter is absent is as one that is marked: an etcd that was restored has none.
@@ -379,6 +377,15 @@ class _Ports:
 
     def defer(self, call: Callable[[], None]) -> None:
         self._volume.defer(call)
+
+    def begin_write(self) -> bool:
+        if not self._volume.held:
+            return False
+        self._volume.begin_use()
+        return True
+
+    def end_write(self) -> None:
+        self._volume.end_use()
 
     def lost(self, error: CsnapError) -> None:
         self._volume.lost(self._snapshot, error)

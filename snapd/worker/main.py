@@ -35,7 +35,6 @@ from snapd.messages import (
     Prepare,
     Revived,
     Revoke,
-    Seal,
     Stop,
     Stopped,
 )
@@ -122,7 +121,6 @@ class Worker:
             Bumped: self._table.bumped,
             Prepare: self._table.prepare,
             Forget: self._table.forget,
-            Seal: self._table.seal,
             Invalidate: self._table.invalidate,
             Revived: lambda message: None,  # the turn looks at the deadline itself
             FencedNotice: self._fenced,

@@ -1,4 +1,4 @@
-"""Members that know snapshots: a LockRig with a Cluster on each host, whose scripted workers open and seal devices."""
+"""Members that know snapshots: a LockRig with a Cluster on each host, whose scripted workers open devices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from snapd.cluster.cluster import Cluster, NewSnapshot
 from snapd.errors import CsnapError
-from snapd.messages import Forget, Invalidate, Invalidated, Message, Overflow, Prepare, Prepared, Seal, Sealed
+from snapd.messages import Forget, Invalidate, Invalidated, Message, Overflow, Prepare, Prepared
 from tests.support.lock_rig import Host, LockRig
 
 
@@ -17,9 +17,8 @@ class ClusterRig(LockRig):
     def __init__(self, *nodes: str) -> None:
         self.clusters: dict[str, Cluster] = {}
         self.open: dict[str, set[str]] = {}
+        self.undoing = False  # a refused creation's formatting is not undone yet
         self.invalidated: list[tuple[str, str]] = []
-        self.sealed: list[tuple[str, str, int]] = []
-        self.unsealable = ""
         self.refusing: dict[str, str] = {}
         self.silent: set[str] = set()
         super().__init__(*nodes)
@@ -43,9 +42,6 @@ class ClusterRig(LockRig):
             host.tell(Prepared(message.request, error))
         elif isinstance(message, Forget):
             self.open[host.node].discard(message.store)
-        elif isinstance(message, Seal):
-            self.sealed.append((host.node, message.store, message.generation))
-            host.tell(Sealed(message.request, self.unsealable))
         elif isinstance(message, Invalidate):
             self.invalidated.append((host.node, message.store))
             host.tell(Invalidated(message.request, ""))
@@ -57,9 +53,14 @@ class ClusterRig(LockRig):
 
         def reserved(error: CsnapError | None) -> None:
             if error is None:
-                self.clusters[node].take(new, outcome.append)
+                self.clusters[node].take(new, taken)
             else:
                 outcome.append(error)
+
+        def taken(error: CsnapError | None) -> None:
+            outcome.append(error)
+            if error is not None and not self.undoing:
+                self.clusters[node].abandon()
 
         self.clusters[node].reserve(name, new.identity, reserved)
         return outcome

@@ -30,6 +30,8 @@ class Ports:
         self.wanted_regions: list[int] = []
         self.deferred: list[Callable[[], None]] = []
         self.errors: list[CsnapError] = []
+        self.table = True  # held
+        self.writes = 0  # uses of the table that no request waits for
 
     def want_tail(self) -> None:
         self.asked.append("tail")
@@ -45,6 +47,13 @@ class Ports:
 
     def defer(self, call: Callable[[], None]) -> None:
         self.deferred.append(call)
+
+    def begin_write(self) -> bool:
+        self.writes += int(self.table)
+        return self.table
+
+    def end_write(self) -> None:
+        self.writes -= 1
 
     def lost(self, error: CsnapError) -> None:
         self.errors.append(error)

@@ -18,7 +18,7 @@ from snapd.exstore.clusterized import OPTION, Clusterized
 from snapd.exstore.types import store_types
 from snapd.format.header import Header
 from snapd.format.sidecar import Sidecar
-from snapd.messages import Bumped, Forget, Grant, Invalidate, Message, Prepare, Revoke, Seal, SnapshotSpec
+from snapd.messages import Bumped, Forget, Grant, Invalidate, Message, Prepare, Revoke, SnapshotSpec
 from snapd.units import KIB, SECTOR
 from snapd.volume.cow import Expected, opener
 from snapd.volume.request import FLUSH, READ, WRITE, ZERO, Export, Request
@@ -73,7 +73,6 @@ class Host:
             Bumped: table.bumped,
             Prepare: table.prepare,
             Forget: table.forget,
-            Seal: table.seal,
             Invalidate: table.invalidate,
         }
         handlers[type(message)](message)
