@@ -281,6 +281,8 @@ class Locks:
                 self._all.effects.log(ERROR, "counter_behind", {"store": store, "committed": count, "counter": value})
             elif count != value:
                 key = self._all.keys.counter(store)
+                held = self._all.keys.hold(tail.resource, EX, self._all.settings.node)
+                when.append(Compare(held, Target.CREATE, tail.token))  # the answer to its release may be on its way
                 when.append(Compare(key, Target.MOD, revision))
                 record = None if revision else self._all.record(store)
                 if record is not None:  # a counter is made only for a snapshot that is there
