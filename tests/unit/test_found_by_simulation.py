@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from snapd.lockspace.kv import Delete, Txn
-from snapd.messages import CR, EX
+from snapd.messages import CR, EX, NL
 from snapd.units import SECOND
-from tests.support.lock_rig import UUID, LockRig
+from tests.support.fake_etcd import NO_FAULT, Call, Fault
+from tests.support.lock_rig import STORE, UUID, LockRig
 
 
 def test_a_restarted_member_believes_no_hold_of_its_older_incarnation() -> None:
@@ -23,3 +24,28 @@ def test_a_restarted_member_believes_no_hold_of_its_older_incarnation() -> None:
     again.want("region/5", EX)
     rig.until(lambda: again.holds("region/5") == EX)
     assert not again.events("epoch_bump")
+
+
+def test_a_mark_is_not_overwritten_by_who_does_not_know_yet_that_its_tail_is_gone() -> None:
+    """A tail's release was applied and its answer is late; meanwhile another appended, died, and was recovered. What
+    this member counted is put by no other release of its any more: everybody must read all."""
+    rig = LockRig("host-a", "host-b")
+    rig.counter()
+    rig.a.want("region/1", EX)
+    rig.a.want(f"tail/{STORE}", EX)
+    rig.settle()
+    rig.a.worker.committed[STORE] = 5
+
+    def late(call: Call) -> Fault:
+        mine = call.kind == "txn" and call.client == rig.a.settings.incarnation
+        return Fault(response_delay=SECOND) if mine else NO_FAULT
+
+    rig.etcd.fault = late
+    rig.b.want(f"tail/{STORE}", EX)
+    rig.until(lambda: rig.b.holds(f"tail/{STORE}") == EX)
+    rig.etcd.fault = lambda call: NO_FAULT
+    rig.put(f"v/{STORE}", b"?")
+    rig.a.worker.give_back("region/1", NL)
+    rig.run(5)
+    assert rig.key(f"v/{STORE}") == b"?"
+    assert rig.key("h/region/1/EX/host-a") is None
