@@ -187,6 +187,7 @@ class Table:
         """Make the stack that the grant describes; then load it."""
         grant, volume = self._grant, self._volume
         assert grant is not None
+        self._retry_at = 0
         volume.freeze()
         present = {spec.store: spec for spec in grant.snapshots if spec.state in (*LIVE, "invalid")}
         self._drop([snapshot for store, snapshot in volume.snapshots.items() if store not in present])
@@ -252,8 +253,8 @@ class Table:
     def _loaded(self, grant: Grant) -> None:
         """Admit I/O once every store is current. Each re-read that ends comes back here."""
         volume = self._volume
-        if self._grant is not grant or not volume.held:
-            return  # asked back meanwhile, or granted anew
+        if self._grant is not grant or not volume.held or self._retry_at:
+            return  # asked back meanwhile, or granted anew; or a device could not be opened, and the stack is not whole
         for snapshot in volume.stack:
             store = snapshot.store
             assert store is not None
