@@ -5,8 +5,11 @@ from __future__ import annotations
 from snapd.lockspace.kv import Delete, Txn
 from snapd.messages import CR, EX, NL
 from snapd.units import SECOND
+from snapd.volume.request import WRITE
+from snapd.volume.table import RETRY
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
 from tests.support.lock_rig import STORE, UUID, LockRig
+from tests.support.worker_rig import CHUNK, Rig
 
 
 def test_a_restarted_member_believes_no_hold_of_its_older_incarnation() -> None:
@@ -49,3 +52,26 @@ def test_a_mark_is_not_overwritten_by_who_does_not_know_yet_that_its_tail_is_gon
     rig.run(5)
     assert rig.key(f"v/{STORE}") == b"?"
     assert rig.key("h/region/1/EX/host-a") is None
+
+
+def test_nothing_is_written_while_a_cow_device_cannot_be_opened() -> None:
+    """The tick before the next attempt admits nothing: without its COW device a snapshot would change."""
+    rig = Rig()
+    host, spec = rig.hosts[0], rig.format("s1", 64)
+    device = rig.devices.pop(spec.path)
+    rig.locks.change_table(host.name, lambda: rig.locks.take(spec))
+    rig.run()
+    answers: list[int] = []
+    host.submit(host.export("origin"), WRITE, 0, b"n" * CHUNK, lambda error, data: answers.append(error))
+    for _ in range(2):
+        host.table.tick()
+        host.turn()
+        rig.run()
+    assert not answers and rig.origin.peek(0, 1) != b"n"
+    rig.devices[spec.path] = device
+    host.now += RETRY
+    host.table.tick()
+    host.turn()
+    rig.run()
+    assert answers == [0] and rig.origin.peek(0, 1) == b"n"
+    assert rig.read(host, "snapshot/s1", 0, CHUNK) == b"\1" * CHUNK
