@@ -11,7 +11,7 @@ from errno import EIO
 from functools import partial
 from typing import TYPE_CHECKING
 
-from snapd.blockdev.memory import READ
+from snapd.blockdev.memory import READ, WRITE
 from snapd.units import SECOND, SECTOR
 from tests.sim.disk import QUICK
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
@@ -81,10 +81,29 @@ class Faults:
         return self.world.rng.choice(list(self.world.hosts.values()))
 
     def pause(self, control: bool, worker: bool) -> End:
-        host = self.some_host()
-        host.pause(control, worker)
+        """Now; or at a bad moment: between a worker's look at the deadline and the kernel's having its write."""
+        host, trouble = self.some_host(), self.world.trouble
         first = self.world.rng.random() < 0.5
-        return lambda: host.resume(first)
+        if not worker or self.world.rng.random() < 0.4:
+            host.pause(control, worker)
+            return lambda: host.resume(first)
+
+        def nothing(way: Way, operation: Operation) -> None:
+            pass
+
+        def sent(way: Way, operation: Operation) -> None:
+            if way.name == host.node and operation.kind == WRITE:
+                operation.held = True
+                trouble.sent = nothing
+                host.pause(control, worker)
+
+        def end() -> None:
+            if trouble.sent is sent:
+                trouble.sent = nothing
+            host.resume(first)
+
+        trouble.sent = sent
+        return end
 
     def kill(self, control: bool, worker: bool) -> End:
         host = self.some_host()
