@@ -49,3 +49,21 @@ def test_every_state_is_explained() -> None:
     text = (ROOT / "docs" / "operations.md").read_text().partition("## What status says")[2]
     for state in (ports.JOINING, ports.ACTIVE, ports.STALLED, ports.FENCED, ports.LEAVING):
         assert f"\n| {state} |" in text
+
+
+def test_every_test_that_the_documents_name_is_there() -> None:
+    """A path under tests/ or model/ in a document leads somewhere; a bare test file's name belongs to one of ours."""
+    names = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    missing = []
+    for document in [
+        *root.glob("*.md"),
+        *root.glob("docs/*.md"),
+        *root.glob("model/*.md"),
+        *root.glob("tests/**/*.md"),
+    ]:
+        for word in re.findall(r"`([^`\n]+)`", document.read_text()):
+            if re.fullmatch(r"(tests|model)/[\w./-]+", word) and not (ROOT / word).exists():
+                missing.append(f"{document.name}: {word}")
+            if re.fullmatch(r"test_\w+\.py", word) and word not in names:
+                missing.append(f"{document.name}: {word}")
+    assert missing == []
