@@ -55,12 +55,8 @@ def test_every_test_that_the_documents_name_is_there() -> None:
     """A path under tests/ or model/ in a document leads somewhere; a bare test file's name belongs to one of ours."""
     names = {path.name for path in (ROOT / "tests").rglob("*.py")}
     missing = []
-    for document in [
-        *root.glob("*.md"),
-        *root.glob("docs/*.md"),
-        *root.glob("model/*.md"),
-        *root.glob("tests/**/*.md"),
-    ]:
+    folders = ("*.md", "docs/*.md", "model/*.md", "tests/**/*.md")
+    for document in (path for folder in folders for path in ROOT.glob(folder)):
         for word in re.findall(r"`([^`\n]+)`", document.read_text()):
             if re.fullmatch(r"(tests|model)/[\w./-]+", word) and not (ROOT / word).exists():
                 missing.append(f"{document.name}: {word}")
