@@ -51,6 +51,7 @@ class Joining:
         self._proven = proven
         self._busy = False
         self._member = False  # we were one: what is not ours any more has fenced us
+        self._tried = 0  # the lease of a join whose outcome is unknown: what was fenced must not join again
         self._waiting = ""
 
     def record(self) -> MemberRecord:
@@ -156,6 +157,10 @@ class Joining:
     def _join(self, condition: Compare, record: MemberRecord | None) -> None:
         if not self._session.need_lease():
             return
+        if record is not None and self._tried not in (0, self._session.lease):
+            self._session.out(Fenced("the lease ended while joining: others may have fenced this incarnation"))
+            return
+        self._tried = self._session.lease if record is not None else 0
         alive = self._keys.alive(self._settings.node)
         mine = Put(alive, self._settings.incarnation.encode(), self._session.lease)
         member = self._keys.member(self._settings.node)
@@ -164,6 +169,8 @@ class Joining:
 
         def answered(result: TxnResult | Failure) -> None:
             self._busy = False
+            if not (result.ambiguous if isinstance(result, Failure) else result.succeeded):
+                self._tried = 0
             if isinstance(result, Failure):
                 if result.wrong_cluster:
                     self._session.lost_cluster(result.message)
