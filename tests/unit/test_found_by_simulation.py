@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from snapd.errors import Fenced
 from snapd.lockspace.kv import Delete, Txn
 from snapd.messages import CR, EX, NL
 from snapd.units import SECOND
@@ -75,3 +76,25 @@ def test_nothing_is_written_while_a_cow_device_cannot_be_opened() -> None:
     rig.run()
     assert answers == [0] and rig.origin.peek(0, 1) == b"n"
     assert rig.read(host, "snapshot/s1", 0, CHUNK) == b"\1" * CHUNK
+
+
+def test_an_incarnation_that_may_have_been_fenced_while_it_joined_never_joins_again() -> None:
+    """Its join was applied and nobody told it; the lease ended, others fenced it and cleaned up. Its key is gone from
+    the devices for ever: it ends, and a new incarnation joins."""
+    rig = LockRig("host-b")
+
+    def deaf(call: Call) -> Fault:
+        """Its join is answered never, its watch is never opened."""
+        mine = call.client.startswith("host-a")
+        return Fault(drop_request=mine and call.kind == "watch", drop_response=mine and call.kind == "txn")
+
+    host = rig.add("host-a", start=False)
+    rig.etcd.fault = deaf
+    host.run(host.member.start)
+    rig.until(lambda: rig.key("a/host-a") is not None)
+    rig.etcd.expire(host.member.session.lease)
+    rig.until(lambda: rig.b.fencer.fenced == ["host-a"] and rig.key("m/host-a") is None)
+    rig.etcd.fault = lambda call: NO_FAULT
+    rig.until(lambda: host.failure is not None)
+    assert isinstance(host.failure, Fenced)
+    assert rig.key("m/host-a") is None
