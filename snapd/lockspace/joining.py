@@ -54,6 +54,11 @@ class Joining:
         self._tried = 0  # the lease of a join whose outcome is unknown: what was fenced must not join again
         self._waiting = ""
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a join was sent that may have been, or may yet be, applied."""
+        return self._busy or self._tried != 0
+
     def record(self) -> MemberRecord:
         """This incarnation's own."""
         settings = self._settings

@@ -38,13 +38,14 @@ class Leaving:
         session: Session,
         mirror: Mirror,
         timers: Timers,
-        joined: bool,
+        joined: Callable[[], bool],
+        in_doubt: Callable[[], bool],
         committed: tuple[tuple[str, int], ...],
         done: Callable[[bool], None],
     ) -> None:
         self._settings, self._keys, self._kv = settings, keys, kv
         self._session, self._mirror, self._timers = session, mirror, timers
-        self._joined = joined
+        self._joined, self._in_doubt = joined, in_doubt
         self._committed: dict[str, int] = {}
         for store, count in committed:
             self._committed[store] = max(self._committed.get(store, 0), count)
@@ -54,16 +55,24 @@ class Leaving:
 
     def begin(self, limit: int) -> None:
         self._timer = self._timers.call_at(self._timers.now() + limit, lambda: self._session.out(None))
-        if self._session.phase == START:  # nothing was ever held
-            self._go()
-        elif not self._joined:  # what an older incarnation held is for recovery, which marks the counters first
-            self._end_lease()
-        else:
+        if self._session.phase != START:
             self._session.doubt("leaving")
+        elif not self._in_doubt():
+            self._go()
+        # else: the join becomes known first, or the host that stops would leave a dead member for others to fence
+        self.step()
+
+    def came_to_nothing(self) -> None:
+        """The join that was under way has failed: nothing was ever held."""
+        if self._session.phase == START:
+            self._go()
 
     def step(self) -> None:
         """The next step, whenever the session or the mirror changed."""
         if self._busy or self._gone or not self._session.usable:
+            return
+        if not self._joined():  # what an older incarnation held is for recovery, which marks the counters first
+            self._end_lease()
             return
         conditions, operations = self._next()
         self._busy = True

@@ -146,7 +146,16 @@ class Member:
         self.locking.end()
         committed = self._committed + self.locking.given_back_tails()
         self._leaving = Leaving(
-            self.settings, self.keys, self._kv, self.session, self.mirror, self.timers, self._joined, committed, done
+            self.settings,
+            self.keys,
+            self._kv,
+            self.session,
+            self.mirror,
+            self.timers,
+            self._joining.joined,
+            lambda: self._joining.in_doubt,
+            committed,
+            done,
         )
         self._update("")
         self._leaving.begin(limit)
@@ -158,8 +167,10 @@ class Member:
     # ---- the session's owner
 
     def look(self) -> None:
-        if self._leaving is None or self._joined:
+        if self._leaving is None or self._joined or self._joining.in_doubt:
             self._joining.look()
+        else:
+            self._leaving.came_to_nothing()
 
     def resync(self) -> None:
         if self._leaving is not None:

@@ -482,3 +482,31 @@ def test_a_release_that_was_overtaken_does_not_lower_a_marked_counter() -> None:
     rig.run(2)
     assert rig.key("h/region/1/EX/host-a") is None
     assert rig.key(f"v/{STORE}") == b"7"
+
+
+def test_a_stop_while_the_join_is_under_way_leaves_no_dead_member() -> None:
+    """Applied and unheard, lost, or late: a host that stops at its start is gone, or others would fence it."""
+    for fault in (
+        Fault(response_delay=1_500_000_000),
+        Fault(drop_response=True),
+        Fault(drop_request=True),
+        Fault(fail=True),
+    ):
+        for after in (0.0, 0.0002, 0.5):
+            rig = LockRig("host-a", ready=False)
+            armed = [True]
+
+            def first(call: Call, fault: Fault = fault, armed: list[bool] = armed) -> Fault:
+                if call.kind == "txn" and armed:
+                    armed.clear()
+                    return fault
+                return NO_FAULT
+
+            rig.etcd.fault = first
+            rig.until(lambda armed=armed: not armed, 5)  # type: ignore[misc]
+            rig.run(after)
+            verdict = rig.a.stop()
+            rig.until(lambda verdict=verdict: bool(verdict), 6)  # type: ignore[misc]
+            rig.run(1)
+            assert verdict == [True], (fault, after)
+            assert not [key for key in rig.stored() if key.startswith(("m/", "h/"))], (fault, after)
