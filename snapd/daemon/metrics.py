@@ -117,7 +117,7 @@ class Sample:
 def member_values(sample: Sample) -> Values:
     """What the member says of itself. Locks of other members are theirs to show."""
     held: dict[Labels, Value] = {}
-    waiters: dict[Labels, Value] = {}
+    waiters: dict[Labels, Value] = {(kind,): 0 for kind in ("table", "region", "tail")}
     oldest = 0
     for row in sample.locks:
         if row.node != sample.node:

@@ -290,7 +290,6 @@ def _lost(number: int, response: bool) -> Callable[[ClusterRig], None]:
 STEPS: dict[str, Callable[[ClusterRig], object]] = {
     "a-host-cannot-open": lambda rig: rig.refusing.update({"host-b": "no such device"}),
     "a-host-is-silent": lambda rig: rig.silent.add("host-b"),
-    "a-sidecar-cannot-be-raised": lambda rig: setattr(rig, "unsealable", "Input/output error"),
     "a-host-does-not-drain": lambda rig: rig.b.worker.in_use.add("table"),
     "etcd-is-full": lambda rig: setattr(rig.etcd, "no_space", True),
     "etcd-stops": lambda rig: rig.etcd.stop(),
@@ -313,7 +312,6 @@ def test_linstor_a_failed_snapshot_left_io_frozen(step: str) -> None:
         frozen += 0.1 if rig.c.holds("table") != CR else 0.0
     rig.refusing.clear()
     rig.silent.clear()
-    rig.unsealable = ""
     rig.etcd.fault = lambda call: NO_FAULT
     rig.etcd.no_space = False
     if step == "etcd-stops":
