@@ -30,7 +30,7 @@ from snapd.lockspace.kv import Compare, Delete, KeyValue, Operation, Put, Target
 from snapd.lockspace.mirror import Mirror
 from snapd.lockspace.ports import ERROR, NOTICE, WARNING, Effects, Settings, Timers
 from snapd.lockspace.records import ACTIVE, FENCED, FENCING, UNTRUSTED_MARK, MemberRecord
-from snapd.lockspace.session import Session
+from snapd.lockspace.session import Session, margin
 from snapd.units import SECOND
 
 BATCH = 100
@@ -77,6 +77,7 @@ class Recovery:
         self._waits: dict[str, tuple[str, int]] = {}  # members being fenced, by whomever: by whom, seen since
         self._seen: dict[str, MemberRecord] = {}  # other members, by node
         self._scheduled = False
+        self._gone_since: dict[str, int] = {}  # members without liveness: since when it was seen missing
         self._named: set[str] = set()  # records that make no sense: once each
 
     def resync(self) -> None:
@@ -90,6 +91,7 @@ class Recovery:
         mirror = self._mirror
         if not mirror.ready or not self._session.usable:
             return
+        self._gone_since = {node: at for node, at in self._gone_since.items() if node not in mirror.alive}
         for node, kv in list(mirror.members.items()):
             try:
                 record = MemberRecord.from_bytes(kv.key, kv.value)
@@ -177,6 +179,14 @@ class Recovery:
         self._look_at(due)
         return False
 
+    def _surely_gone(self, node: str) -> bool:
+        """One that lives revives at once: an old leader of etcd that wakes may end leases that were renewed."""
+        now = self._timers.now()
+        due = self._gone_since.setdefault(node, now) + margin(self._session.ttl)
+        if now < due:
+            self._look_at(due)
+        return now >= due
+
     def _look_at(self, when: int) -> None:
         if not self._scheduled:
             self._scheduled = True
@@ -197,7 +207,7 @@ class Recovery:
             key = self._keys.alive(record.by_node)
             revision = coordinator.mod_revision if coordinator is not None else 0
             conditions.append(Compare(key, Target.MOD, revision))
-        if not self._quiet():
+        if not self._quiet() or not self._surely_gone(node):
             return
         case = self._case(node, record, kv.mod_revision)
         if case.busy:
