@@ -585,3 +585,20 @@ def _check_exclusion(rig: LockRig) -> None:
     for resource in {name for host in acting for name in host.worker.held}:
         modes = [host.holds(resource) for host in acting if host.holds(resource)]
         assert EX not in modes or len(modes) == 1, (resource, modes)
+
+
+def test_regression_a_lease_that_etcd_ended_by_mistake_costs_nobody_a_fencing() -> None:
+    """A woken old leader ends a lease that was renewed: its owner hears of it late, and revives before it is taken."""
+    rig = LockRig("host-a", "host-b")
+    rig.run(2 * TTL)  # host-b may recover others by now
+
+    def late(call: Call) -> Fault:
+        slow = call.kind == "notice" and call.client.startswith("host-a")
+        return Fault(response_delay=SECOND // 2) if slow else NO_FAULT
+
+    rig.etcd.fault = late
+    rig.etcd.client("test").lease_revoke(rig.a.member.session.lease, SECOND, lambda result: None)
+    rig.run(3)
+    assert rig.b.fencer.fenced == []
+    assert rig.a.failure is None
+    assert rig.a.member.state == "active"
