@@ -34,7 +34,7 @@ def files(*modules: str) -> dict[str, bytes]:
     command = [sys.executable, "-c", _LIST, json.dumps([*ALWAYS, *modules])]
     listed = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=PROJECT, text=True).stdout
     executable = Path(sys.executable).resolve()
-    found = {"usr/bin/python3": executable.read_bytes(), **_libraries(executable)}
+    found = {"usr/bin/python3": executable.read_bytes(), **_libraries(executable), **_thread_exit()}
     for name, file in json.loads(listed).items():
         if file is None or name == "__main__":
             continue
@@ -46,6 +46,16 @@ def files(*modules: str) -> dict[str, bytes]:
             found[f"{HOME}/{place.rpartition('/')[0]}/{path.name}"] = path.read_bytes()
             found |= _libraries(path)
     return found
+
+
+def _thread_exit() -> dict[str, bytes]:
+    """What libc opens only when a thread ends by pthread_exit, as a daemon thread does while the interpreter finishes;
+    without it libc aborts the process ("libgcc_s.so.1 must be installed for pthread_exit to work")."""
+    listed = subprocess.run(["/sbin/ldconfig", "-p"], stdout=subprocess.PIPE, check=True, text=True).stdout
+    path = re.search(r"libgcc_s\.so\.1 .*x86-64.* => (\S+)", listed) or re.search(r"libgcc_s\.so\.1 .*=> (\S+)", listed)
+    if path is None:
+        raise RuntimeError("ldconfig knows no libgcc_s.so.1; it is in Debian's libgcc-s1")
+    return {path[1]: Path(path[1]).read_bytes()}
 
 
 def _compiled(path: Path) -> bytes:
