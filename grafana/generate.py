@@ -20,6 +20,25 @@ WIDTH, HEIGHT = 8, 7
 ROWS = ("Is it right?", "Is it fast?", "Is it filling?", "Who waits for whom?")
 VARIABLES = ("cluster", "volume", "host")
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "timeseries": {
+        "legend": {"calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": True},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    },
+    "stat": {
+        "colorMode": "value",
+        "graphMode": "area",
+        "justifyMode": "auto",
+        "orientation": "auto",
+        "percentChangeColorMode": "standard",
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "showPercentChange": False,
+        "textMode": "auto",
+        "wideLayout": True,
+    },
+}
+"""What Grafana's types require of a panel's options; its defaults, but for a tooltip that shows every line."""
+
 SECONDS, BYTES, RATE, SHARE, BYTE_RATE, NUMBER = "s", "bytes", "ops", "percentunit", "Bps", "short"
 
 
@@ -444,6 +463,7 @@ def panel_json(panel: Panel, number: int, x: int, y: int, depth: int) -> dict[st
         "datasource": SOURCE,
         "gridPos": {"h": HEIGHT, "w": WIDTH, "x": x, "y": y},
         "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "options": OPTIONS[panel.kind],
         "targets": [
             {
                 "refId": chr(ord("A") + index),
@@ -469,7 +489,6 @@ def variable(index: int) -> dict[str, Any]:
         "type": "query",
         "datasource": SOURCE,
         "query": {"query": query, "refId": name},
-        "definition": query,
         "includeAll": True,
         "multi": True,
         "current": {"text": ["All"], "value": ["$__all"]},
@@ -492,10 +511,13 @@ def dashboard_json(dashboard: Dashboard) -> dict[str, Any]:
             across, down = index * WIDTH % COLUMNS, y + index * WIDTH // COLUMNS * HEIGHT
             panels.append(panel_json(panel, len(panels) + 1, across, down, dashboard.depth))
         y += -(-len(row) * WIDTH // COLUMNS) * HEIGHT
-    source = {"name": "datasource", "type": "datasource", "query": "prometheus", "current": {}}
+    source = {"name": "datasource", "type": "datasource", "query": "prometheus"}
     others = {
         "type": "dashboards",
         "title": "csnap",
+        "icon": "external link",
+        "tooltip": "",
+        "targetBlank": False,
         "tags": ["csnap"],
         "asDropdown": False,
         "includeVars": True,
