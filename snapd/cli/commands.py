@@ -47,7 +47,7 @@ def serve(arguments: argparse.Namespace) -> int:
     from snapd.daemon.serve import serve as run
 
     config = _load(arguments)
-    run(config, open_log(config.node.name))
+    run(config, open_log(config.node.name, config.volume.name))
     return 0
 
 

@@ -1,6 +1,7 @@
 """The log: an event and key=value, to the journal with structured fields, else to standard error.
 
-    journal:  MESSAGE="fence_failed target=host-b attempt=3" PRIORITY=3 CSNAP_EVENT=fence_failed CSNAP_TARGET=host-b ...
+    journal:  MESSAGE="fence_failed target=host-b attempt=3" MESSAGE_ID=3a21... PRIORITY=3 VOLUME=vmstore NODE=host-a
+              CSNAP_EVENT=fence_failed CSNAP_TARGET=host-b ...; SNAPSHOT=s1, if it is about one
     stderr:   csnap[host-a] error fence_failed target=host-b attempt=3
 
 The journal is used when standard error is connected to it (systemd says so in JOURNAL_STREAM). Not the handler of
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from snapd.daemon.door import is_open
+from snapd.daemon.events import MESSAGE_IDS
 
 Log = Callable[[int, str, dict[str, object]], None]
 """``log(priority, event, fields)``; priorities are syslog's."""
@@ -61,13 +63,18 @@ def to_stream(stream: TextIO, node: str) -> Log:
     return log
 
 
-def to_journal(send: Callable[..., None], node: str, is_open: Callable[[], bool] = lambda: True) -> Log:
+def to_journal(send: Callable[..., None], node: str, volume: str, is_open: Callable[[], bool] = lambda: True) -> Log:
     """Return a log that calls systemd's ``journal.send``, when the journal has room; until then lines are kept."""
+    always = {"SYSLOG_IDENTIFIER": "csnap", "VOLUME": volume, "NODE": node, "CSNAP_NODE": node}
     waiting: deque[tuple[str, dict[str, object]]] = deque(maxlen=KEPT)
 
     def log(priority: int, event: str, fields: dict[str, object]) -> None:
         named: dict[str, object] = {f"CSNAP_{key.upper()}": plain(value) for key, value in fields.items()}
-        about = {"PRIORITY": priority, "SYSLOG_IDENTIFIER": "csnap", "CSNAP_EVENT": event, "CSNAP_NODE": node}
+        about: dict[str, object] = {**always, "PRIORITY": priority, "CSNAP_EVENT": event}
+        if event in MESSAGE_IDS:
+            about["MESSAGE_ID"] = MESSAGE_IDS[event]
+        if "snapshot" in fields:
+            about["SNAPSHOT"] = plain(fields["snapshot"])
         waiting.append((line(event, fields), {**about, **named}))
         while waiting and is_open():
             text, values = waiting.popleft()
@@ -76,7 +83,7 @@ def to_journal(send: Callable[..., None], node: str, is_open: Callable[[], bool]
     return log
 
 
-def open_log(node: str) -> Log:
+def open_log(node: str, volume: str) -> Log:
     """Return the log that fits how this process was started."""
     if connected(os.environ.get("JOURNAL_STREAM", "")):
         try:
@@ -84,7 +91,7 @@ def open_log(node: str) -> Log:
         except ImportError:
             pass
         else:
-            return to_journal(journal.send, node, lambda: is_open(JOURNAL))
+            return to_journal(journal.send, node, volume, lambda: is_open(JOURNAL))
     return to_stream(sys.stderr, node)
 
 

@@ -107,11 +107,12 @@ class SnapshotCommands:
 
     def _end(self, reply: Reply, error: CsnapError | None, result: dict[str, object]) -> None:
         what, self._running = self._running, ""
+        about: dict[str, object] = {"command": what, "snapshot": what.rpartition(" ")[2]}
         if error is None:
-            self._log(NOTICE, "snapshot_command_done", {"command": what})
+            self._log(NOTICE, "snapshot_command_done", about)
             reply.result(result)
         else:
-            self._log(WARNING, "snapshot_command_failed", {"command": what, "error": error})
+            self._log(WARNING, "snapshot_command_failed", {**about, "error": error})
             reply.error(error)
 
 

@@ -269,7 +269,7 @@ def test_regression_a_key_that_is_no_utf_8_can_be_logged(key: str) -> None:
     def send(text: str, **values: object) -> None:
         sent.append(" ".join([text, *map(str, values.values())]).encode())
 
-    to_journal(send, "host-a")(WARNING, "foreign_key", {"key": f"x/{key}"})
+    to_journal(send, "host-a", "v1")(WARNING, "foreign_key", {"key": f"x/{key}"})
     stream = TextIOWrapper(BytesIO(), encoding="utf-8", errors="strict")
     to_stream(stream, "host-a")(WARNING, "foreign_key", {"key": f"x/{key}"})
     stream.seek(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from snapd.daemon.door import is_open
+from snapd.daemon.events import MESSAGE_IDS
 from snapd.daemon.log import connected, line, to_journal, to_stream
 from snapd.daemon.loop import Loop
 from snapd.daemon.notify import (
@@ -43,16 +44,19 @@ def test_lines_go_to_standard_error_without_systemd() -> None:
 
 
 def test_the_journal_gets_structured_fields() -> None:
-    """Each field of its own under CSNAP_*, so that journalctl can select by it; and nothing else."""
+    """Each field of its own under CSNAP_*, so that journalctl can select by it; the event's id; and nothing else."""
     sent: list[tuple[str, dict[str, object]]] = []
-    log = to_journal(lambda message, **fields: sent.append((message, fields)), "host-a")
+    log = to_journal(lambda message, **fields: sent.append((message, fields)), "host-a", "v1")
     log(3, "fence_failed", {"target": "host-b"})
     assert sent == [
         (
             "fence_failed target=host-b",
             {
                 "PRIORITY": 3,
+                "MESSAGE_ID": MESSAGE_IDS["fence_failed"],
                 "SYSLOG_IDENTIFIER": "csnap",
+                "VOLUME": "v1",
+                "NODE": "host-a",
                 "CSNAP_EVENT": "fence_failed",
                 "CSNAP_NODE": "host-a",
                 "CSNAP_TARGET": "host-b",
@@ -61,11 +65,21 @@ def test_the_journal_gets_structured_fields() -> None:
     ]
 
 
+def test_what_is_about_a_snapshot_says_so() -> None:
+    """SNAPSHOT= beside VOLUME= and NODE=; an event that has no id is logged without one."""
+    sent: list[dict[str, object]] = []
+    log = to_journal(lambda message, **fields: sent.append(fields), "host-a", "v1")
+    log(3, "snapshot_lost", {"snapshot": "s1"})
+    log(3, "never_heard_of", {})
+    assert (sent[0]["SNAPSHOT"], sent[0]["CSNAP_SNAPSHOT"]) == ("s1", "s1")
+    assert not {"SNAPSHOT", "MESSAGE_ID"} & sent[1].keys()
+
+
 def test_a_journal_that_does_not_read_gets_its_lines_later() -> None:
     """In order, with the next one that it takes: nothing is written to a full socket."""
     sent: list[str] = []
     room = False
-    log = to_journal(lambda message, **fields: sent.append(message), "host-a", lambda: room)
+    log = to_journal(lambda message, **fields: sent.append(message), "host-a", "v1", lambda: room)
     log(3, "one", {})
     log(3, "two", {})
     assert sent == []
