@@ -270,14 +270,9 @@ ONE_VOLUME = Dashboard(
             ),
             graph("Chunks copied out", RATE, (rate("csnap_cow_copies_total", "host"), AT_HOST)),
             graph(
-                "Copied out, of what was written",
-                SHARE,
-                (
-                    rate("csnap_cow_copy_bytes_total", VOLUME)
-                    + " / "
-                    + rate("csnap_io_bytes_total", VOLUME, ',device="origin",op="write"'),
-                    AT_VOLUME,
-                ),
+                "Bytes to the disks for a byte written",
+                NUMBER,
+                ("csnap:cow_write_amplification:ratio5m{SEL}", AT_VOLUME),
             ),
         ),
         (
@@ -297,12 +292,7 @@ ONE_VOLUME = Dashboard(
             graph(
                 "Uses of locks that took no message",
                 SHARE,
-                (
-                    rate("csnap_lock_acquisitions_total", "host", ',source="cached"')
-                    + " / "
-                    + rate("csnap_lock_acquisitions_total", "host"),
-                    AT_HOST,
-                ),
+                ("csnap:lock_cached:ratio5m{SEL}", AT_HOST),
             ),
             graph(
                 "Locks given back", RATE, (rate("csnap_lock_demotions_total", "host, reason"), "{{host}} {{reason}}")
@@ -401,7 +391,7 @@ ONE_HOST = Dashboard(
             graph(
                 "Exceptions in a commit, mean",
                 NUMBER,
-                (mean("csnap_cow_commit_batch_exceptions", "volume"), "{{volume}}"),
+                ("csnap:cow_commit_exceptions:mean5m{SEL}", "{{volume}}"),
             ),
         ),
         (

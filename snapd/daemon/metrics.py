@@ -22,7 +22,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from snapd import __version__, counters
-from snapd.daemon.families import COUNTER, FAMILIES, GAUGE, HISTOGRAM, PREFIX, Family
+from snapd.daemon.families import ALARMS, COUNTER, FAMILIES, GAUGE, HISTOGRAM, PREFIX, USES, Family
 from snapd.lockspace.keys import kind
 from snapd.lockspace.member import LockRow
 from snapd.lockspace.ports import ACTIVE, FENCED, JOINING, LEAVING, STALLED
@@ -61,6 +61,11 @@ class Observations:
         self._families = {family.name: family for family in FAMILIES}
         self._counts: dict[str, dict[Labels, int]] = {}
         self._times: dict[str, dict[Labels, list[int]]] = {}
+        for family in FAMILIES:
+            if family.kind == HISTOGRAM and family.known:
+                self._times[family.name] = {labels: _empty() for labels in family.known}
+            elif family.known:
+                self._counts[family.name] = dict.fromkeys(family.known, 0)
 
     def observe(self, name: str, labels: dict[str, str], value: int) -> None:
         """Count ``value``: nanoseconds into a histogram, an amount onto a counter.
@@ -73,7 +78,7 @@ class Observations:
         key = tuple(labels[label] for label in family.labels)
         with self._lock:
             if family.kind == HISTOGRAM:
-                row = self._times.setdefault(family.name, {}).setdefault(key, [0] * (len(BOUNDS) + 2))
+                row = self._times.setdefault(family.name, {}).setdefault(key, _empty())
                 row[bisect_left(BOUNDS, value)] += 1
                 row[-1] += value
             else:
@@ -86,6 +91,11 @@ class Observations:
             for name, rows in self._times.items():
                 found[name] = {key: _observed(row) for key, row in rows.items()}
         return found
+
+
+def _empty() -> list[int]:
+    """A row: one count for each bound, one beyond the last, and the sum."""
+    return [0] * (len(BOUNDS) + 2)
 
 
 def _observed(row: list[int]) -> Distribution:
@@ -116,28 +126,27 @@ class Sample:
 
 def member_values(sample: Sample) -> Values:
     """What the member says of itself. Locks of other members are theirs to show."""
-    held: dict[Labels, Value] = {}
-    waiters: dict[Labels, Value] = {(kind,): 0 for kind in ("table", "region", "tail")}
-    oldest = 0
+    held: dict[Labels, Value] = dict.fromkeys(USES, 0)
+    waiters: dict[Labels, Value] = dict.fromkeys(USES, 0)
+    oldest: dict[Labels, Value] = dict.fromkeys(USES, 0.0)
     for row in sample.locks:
+        labels = (MODE_NAMES[row.mode], kind(row.resource))
         if row.node != sample.node:
             continue
-        resource = kind(row.resource)
         if row.waiting:
-            waiters[resource,] = _number(waiters.get((resource,))) + 1
-            oldest = max(oldest, sample.now - row.since)
+            waiters[labels] = _number(waiters.get(labels)) + 1
+            oldest[labels] = max(_number(oldest.get(labels)), (sample.now - row.since) / SECOND)
         else:
-            labels = (MODE_NAMES[row.mode], resource)
             held[labels] = _number(held.get(labels)) + 1
     found: Values = {
         "locks_held": held,
         "lock_waiters": waiters,
-        "lock_oldest_wait_seconds": {(): oldest / SECOND},
+        "lock_oldest_wait_seconds": oldest,
         "lease_remaining_seconds": {(): sample.lease_remaining / SECOND},
         "lease_ttl_seconds": {(): sample.lease_ttl / SECOND},
         "member_state": {(state,): float(state == sample.state) for state in STATES},
         "etcd_watch_lag_revisions": {(): sample.watch_lag},
-        "etcd_alarm": {("NOSPACE",): float(sample.no_space)},
+        "etcd_alarm": {(alarm,): float(sample.no_space) for alarm in ALARMS},
         "fencing": {(sample.fencing,): 1.0},
         "io_flusher_enabled": {(): float(_granted(sample, "PR_SET_IO_FLUSHER"))},
         "memory_locked": {(): float(_granted(sample, "memory not locked"))},
@@ -172,7 +181,7 @@ def page_values(words: memoryview, now: int, snapshots: tuple[SnapshotRecord, ..
         "io_waiting": {(): words[counters.WAITING]},
         "io_oldest_inflight_seconds": {(): max(0, now - oldest) / SECOND if oldest else 0.0},
         "io_stalled": {(): words[counters.STALLED]},
-        "io_rejected": {("late_read",): words[counters.REJECTED_LATE_READS]},
+        "io_rejected": _rejected(words),
         "backend_io_seconds": {labels: _row(words, row) for labels, row in counters.BACKEND.items()},
         "nbd_connections": {(): words[counters.CONNECTIONS]},
         "nbd_protocol_errors": {(): words[counters.PROTOCOL_ERRORS]},
@@ -200,6 +209,15 @@ def page_values(words: memoryview, now: int, snapshots: tuple[SnapshotRecord, ..
             found.setdefault("cow_size_bytes", {})[record.name,] = slot.total * SECTOR
             found.setdefault("cow_exceptions", {})[record.name,] = slot.exceptions
     return found
+
+
+def _rejected(words: memoryview) -> dict[Labels, Value]:
+    """late_read: read past the deadline, thrown away and repeated; the others are answered with an error."""
+    answered = {
+        reason: sum(words[at] for (_, _, name), at in counters.IO_ERRORS.items() if name == error)
+        for reason, error in (("fenced", "EBADE"), ("stopping", "ESHUTDOWN"))
+    }
+    return {("late_read",): words[counters.REJECTED_LATE_READS], **{(why,): count for why, count in answered.items()}}
 
 
 def _row(words: memoryview, row: int, shown: range = LOG2_TIMES, unit: int = SECOND) -> Distribution:

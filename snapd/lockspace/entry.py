@@ -28,6 +28,7 @@ class Exclusive:
     finished: Callable[[], None] = lambda: None
     """keep only: the change given to ``TableUse.finish`` is made."""
     ticket: int = 0  # create_revision; 0: not queued yet
+    since: int = 0  # when it was queued, or, once held, granted
     held: bool = False
     expired: bool = False
     finish: tuple[Operation, ...] | None = None
@@ -46,18 +47,20 @@ class Entry:
     busy            a transaction about it is under way: one at a time
     quiet           until when nothing is tried: a condition failed that should have held
     revoked         what the worker was asked to come down to, None if it was not asked
+    leaving_since   when it was asked for what it has given back and etcd was not told yet; 0: it was not asked
     """
 
     __slots__ = (
-        "busy", "done", "given", "given_at", "hold", "kind", "quiet", "refused", "resource", "revoke_timer", "revoked",
-        "revoked_at", "ticket", "ticket_mode", "timer", "token", "told", "want", "want_since",
+        "busy", "done", "given", "given_at", "hold", "kind", "leaving_since", "quiet", "refused", "resource",
+        "revoke_timer", "revoked", "revoked_at", "ticket", "ticket_mode", "timer", "token", "told", "want",
+        "want_since",
     )  # fmt: skip
 
     def __init__(self, resource: str) -> None:
         self.resource = resource
         self.kind = kind(resource)
         self.hold = self.token = self.given = self.want = self.ticket = self.ticket_mode = NL
-        self.want_since = self.given_at = self.revoked_at = self.quiet = 0
+        self.want_since = self.given_at = self.revoked_at = self.leaving_since = self.quiet = 0
         self.done: Done | None = None
         self.told = (0, 0)
         self.busy = self.refused = False

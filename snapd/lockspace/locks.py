@@ -59,7 +59,7 @@ class Locks:
     def want(self, resource: str, mode: int) -> None:
         """The worker waits for ``resource``; an EX wanted under CR gives the CR up."""
         entry = self._all.entry(resource)
-        self._given_back(entry, NL)
+        self._given_back(entry, NL, "upgrade")
         entry.want, entry.want_since = mode, self._all.timers.now()
         self._step(entry)
 
@@ -76,21 +76,27 @@ class Locks:
             entry.want, entry.want_since = CR, self._all.timers.now()
         self._step(entry)
 
-    def _given_back(self, entry: Entry, mode: int) -> None:
+    def _given_back(self, entry: Entry, mode: int, why: str = "own") -> None:
         now = self._all.timers.now()
         if entry.given > mode:
             labels = {"mode": MODE_NAMES[entry.given], "resource": entry.kind}
             self._all.effects.observe("lock_hold_seconds", labels, now - entry.given_at)
-            reason = "own" if entry.revoked is None else "asked"
+            reason = why if entry.revoked is None else "asked"
             names = {"from": MODE_NAMES[entry.given], "to": MODE_NAMES[mode], "reason": reason}
             self._all.effects.observe("lock_demotions_total", names, 1)
-            if entry.revoked is not None:
-                self._all.effects.observe("lock_demotion_seconds", {"resource": entry.kind}, now - entry.revoked_at)
+            entry.leaving_since = 0 if entry.revoked is None else entry.revoked_at
             entry.given = mode
         entry.revoked = None
         if entry.revoke_timer is not None:
             entry.revoke_timer.cancel()
             entry.revoke_timer = None
+
+    def _released(self, entry: Entry) -> None:
+        """Others can have it now: what they asked for is done."""
+        if entry.leaving_since:
+            took = self._all.timers.now() - entry.leaving_since
+            self._all.effects.observe("lock_demotion_seconds", {"resource": entry.kind}, took)
+            entry.leaving_since = 0
 
     def given_back_tails(self) -> tuple[tuple[str, int], ...]:
         """What the releases of tails owe that are still under way."""
@@ -146,6 +152,7 @@ class Locks:
         entry.ticket_mode = self._all.ticket_mode(ticket) if ticket else NL
         if entry.done is not None and entry.hold <= entry.done.mode:
             entry.done = None  # that release was applied
+            self._released(entry)
         if entry.resource == "table":
             self._table.resync(entry)
 
@@ -254,6 +261,7 @@ class Locks:
                 self._all.counters[store] = (result.revision, count)
                 self._all.effects.send(Bumped(store, result.revision))
             entry.hold, entry.token = done.mode, (result.revision if done.mode else 0)
+            self._released(entry)
             if entry.done is done:
                 entry.done = None
 
@@ -294,8 +302,12 @@ class Locks:
     def _withdraw(self, entry: Entry) -> None:
         """Delete a ticket that nobody wants any more."""
 
+        mode = entry.ticket_mode
+
         def gone(entry: Entry, result: TxnResult) -> None:
             entry.ticket = 0
+            if mode != EX or entry.kind != "table":  # that one is counted by the use it was for
+                self._all.count_acquisition(mode, entry.kind, "withdrawn")
 
         self._all.send(entry, claims.withdraw(self._all.who(), entry.resource, entry.ticket), gone)
 

@@ -153,9 +153,7 @@ class Resources:
         """Tell the worker, with everything it may believe from now on."""
         now = self.timers.now()
         entry.given, entry.want, entry.given_at, entry.revoked = entry.hold, NL, now, None
-        labels = {"mode": MODE_NAMES[entry.hold], "resource": entry.kind}
-        self.effects.observe("lock_wait_seconds", labels, now - entry.want_since)
-        self.effects.observe("lock_acquisitions_total", {**labels, "source": "granted", "result": "granted"}, 1)
+        self.count_grant(entry.hold, entry.kind, now - entry.want_since)
         self.learn(ranges[0])
         counters = tuple(
             Counter(store, kv.mod_revision, counter_value(kv.key, kv.value))
@@ -165,6 +163,15 @@ class Resources:
         skip = self._skip(ranges[1]) if entry.kind == "tail" else 0
         snapshots = table_of(ranges[1], self._bad_record) if entry.kind == "table" else ()
         self.effects.send(Grant(entry.resource, entry.hold, entry.token, counters, skip, snapshots))
+
+    def count_grant(self, mode: int, resource: str, waited: int) -> None:
+        self.effects.observe("lock_wait_seconds", {"mode": MODE_NAMES[mode], "resource": resource}, waited)
+        self.count_acquisition(mode, resource, "granted")
+
+    def count_acquisition(self, mode: int, resource: str, result: str) -> None:
+        """result: granted, or withdrawn: nobody here wants it any more."""
+        labels = {"mode": MODE_NAMES[mode], "resource": resource, "source": "granted", "result": result}
+        self.effects.observe("lock_acquisitions_total", labels, 1)
 
     def _bad_record(self, error: FormatError) -> None:
         self.effects.log(ERROR, "bad_record", {"error": error})

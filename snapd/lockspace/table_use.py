@@ -38,6 +38,7 @@ class TableUse:
         """Queue for the table; one at a time. ``granted`` or ``withdrawn`` is called, once."""
         assert self._use is None
         self._use = use
+        use.since = self._all.timers.now()
         self._all.step(self._all.entry("table"))
 
     @property
@@ -114,6 +115,9 @@ class TableUse:
 
     def _enter(self, entry: Entry, use: Exclusive, ranges: claims.Ranges | None = None) -> None:
         """``ranges`` None: the answer was lost. Then the CR is confirmed, and given with what that reads."""
+        now = self._all.timers.now()
+        self._all.count_grant(EX, "table", now - use.since)
+        use.since = now
         if use.keep:
             use.held = True
             entry.want = NL
@@ -134,11 +138,15 @@ class TableUse:
         use, self._use = self._use, None
         assert use is not None
         self._all.calm(entry)
+        held = self._all.timers.now() - use.since
+        self._all.effects.observe("lock_hold_seconds", {"mode": "EX", "resource": "table"}, held)
+        self._all.effects.observe("lock_demotions_total", {"from": "EX", "to": "CR", "reason": "own"}, 1)
         self._go_on(entry, ranges)
         use.finished()
 
     def _withdrawn(self, entry: Entry, use: Exclusive) -> None:
         self._use = None
+        self._all.count_acquisition(EX, "table", "withdrawn")
         if not entry.given and not entry.want:
             self._go_on(entry, None)
         use.withdrawn()

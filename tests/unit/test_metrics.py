@@ -70,6 +70,15 @@ def test_every_family_is_there_from_the_start(scene: Scene) -> None:
         assert f"# HELP {name} " in text and f"# TYPE {name} " in text
 
 
+def test_every_counter_of_a_known_kind_is_0_from_the_start(scene: Scene) -> None:
+    """All but who was fenced: an increase from nothing to 1 is none to Prometheus."""
+    families = {family.name: family for family in text_string_to_metric_families(scene.text())}
+    for family in FAMILIES:
+        if family.kind in ("counter", HISTOGRAM) and family.name != "fence_events":
+            samples = families[f"csnap_{family.name}"].samples
+            assert samples and not any(sample.value for sample in samples), family.name
+
+
 def test_names_keep_to_the_conventions() -> None:
     """No name twice, base units, counters without their suffix in the table, bounded label names."""
     names = [family.name for family in FAMILIES]
@@ -183,8 +192,10 @@ def test_only_this_members_locks_are_counted(scene: Scene) -> None:
         ],
     )
     assert scene.value("csnap_locks_held", mode="EX", resource="region") == 2
-    assert scene.value("csnap_lock_waiters", resource="region") == 2
-    assert scene.value("csnap_lock_oldest_wait_seconds") == 4
+    assert scene.value("csnap_lock_waiters", mode="CR", resource="region") == 2
+    assert scene.value("csnap_lock_waiters", mode="EX", resource="tail") == 0
+    assert scene.value("csnap_lock_oldest_wait_seconds", mode="CR", resource="region") == 4
+    assert scene.value("csnap_lock_oldest_wait_seconds", mode="EX", resource="region") == 0
     assert scene.value("csnap_member_state", state="active") == 1
     assert scene.value("csnap_member_state", state="stalled") == 0
     assert scene.value("csnap_fencing_info", method="agent") == 1
