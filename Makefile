@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format model mutants sim soak setup setup-demo kernel lock clean
+.PHONY: help demo test check lint format model mutants sim soak setup setup-demo kernel hosts lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -13,7 +13,7 @@ help:  ## list the targets
 demo: setup-demo  ## watch a snapshot being taken under two writing hosts (installs what it needs)
 	@$(PY) -m demo
 
-test: setup lint kernel  ## everything (installs what it needs; some 17 minutes on two cores)
+test: setup lint kernel hosts  ## everything (installs what it needs; some 17 minutes on two cores)
 	$(PYTEST) --durations=15
 
 check: setup lint  ## lint, types, layers, unit and property tests: under a minute
@@ -49,6 +49,9 @@ setup-demo:
 
 kernel: setup  # a distribution kernel for the tests, cached outside the clone
 	@if [ -e tests/kernel/support/build.py ]; then $(PY) -m tests.kernel.support.build; fi
+
+hosts: setup  # a root file system for the tests' hosts, cached outside the clone
+	@if [ -e tests/hosts/build.py ]; then $(PY) -m tests.hosts.build; fi
 
 lock: setup  ## renew requirements/*.txt: the newest versions that pyproject.toml allows
 	tools/lock

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import ClassVar
 from uuid import uuid4
 
 from tests.systemd.units import UNITS
@@ -39,6 +40,9 @@ MASKED = ("etcd", "udisks2", "getty.target", "systemd-logind", "apt-daily.timer"
 class Host:
     """What ``booted`` yields. ``root`` is its file system as seen from outside, mounts included."""
 
+    namespaces: ClassVar = ("-m", "-u", "-i", "-p", "-C")
+    """What nsenter enters: all that is the host's own."""
+
     def __init__(self, leader: int) -> None:
         self._leader = leader
         self.root = Path(f"/proc/{leader}/root")
@@ -50,7 +54,7 @@ class Host:
         return result.stdout
 
     def call(self, *command: str, user: str = "") -> subprocess.CompletedProcess[str]:
-        enter = ["nsenter", "-t", str(self._leader), "-m", "-u", "-i", "-p", "-C", "-r", "-w"]
+        enter = ["nsenter", "-t", str(self._leader), *self.namespaces, "-r", "-w"]
         clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
         become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
         every = [*enter, *clean, *become, *command]
@@ -104,14 +108,16 @@ def booted(binds: dict[str, str] | None = None) -> Iterator[Host]:
         enabled = base / "enabled"
         _enabled(enabled)
         binds[str(enabled)] = "/etc/systemd/system"
-        group = _control_group(stack, f"csnap-test-{os.getpid()}")
+        group = control_group(stack, f"csnap-test-{os.getpid()}")
         log = stack.enter_context(open(base / "console", "wb"))
         process = subprocess.Popen(
-            ["sh", "-c", _nspawn(root, binds, group)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            ["sh", "-c", nspawn(root, binds, group)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
         stack.callback(process.wait, 20)
-        stack.callback(_kill, group)
-        yield _wait_booted(process, group, base / "console")
+        stack.callback(kill, group)
+        host = Host(wait_leader(process, group, base / "console"))
+        host.run("systemctl", "is-system-running", "--wait", check=False)
+        yield host
 
 
 def _mount(stack: ExitStack, *arguments: str) -> None:
@@ -176,7 +182,7 @@ def _enabled(directory: Path) -> None:
             )
 
 
-def _control_group(stack: ExitStack, name: str) -> Path:
+def control_group(stack: ExitStack, name: str) -> Path:
     """One of its own: systemd takes it over."""
     base = UNIFIED if UNIFIED.is_dir() else Path("/sys/fs/cgroup")
     for parent in (base, *([LEGACY] if LEGACY.is_dir() else [])):
@@ -192,7 +198,8 @@ def _remove_group(group: Path) -> None:
         assert time.monotonic() < end, f"{group} cannot be removed"
 
 
-def _nspawn(root: Path, binds: dict[str, str], group: Path) -> str:
+def nspawn(root: Path, binds: dict[str, str], group: Path, *more: str) -> str:
+    """Return the shell's command line: nspawn in the control group, with ``more`` options."""
     groups = [group, *([LEGACY / group.name] if LEGACY.is_dir() else [])]
     joins = "".join(f"echo $$ > {one}/cgroup.procs; " for one in groups)
     options = [
@@ -205,23 +212,23 @@ def _nspawn(root: Path, binds: dict[str, str], group: Path) -> str:
             f"--bind{'-ro' if inside.startswith('/opt/') else ''}={outside}:{inside}"
             for outside, inside in binds.items()
         ),
+        *more,
     ]
     return f"{joins}UNIFIED_CGROUP_HIERARCHY=1 exec systemd-nspawn {' '.join(options)}"
 
 
-def _wait_booted(process: subprocess.Popen[bytes], group: Path, console: Path) -> Host:
+def wait_leader(process: subprocess.Popen[bytes], group: Path, console: Path) -> int:
+    """Return the process id of the systemd that boots there, once it takes commands."""
     end = time.monotonic() + BOOT_LIMIT
     procs = group / "payload/init.scope/cgroup.procs"
     while True:
         leader = procs.read_text().split() if procs.exists() else []
         if leader and Path(f"/proc/{leader[0]}/root/run/systemd/private").exists():
-            host = Host(int(leader[0]))
-            host.run("systemctl", "is-system-running", "--wait", check=False)
-            return host
+            return int(leader[0])
         waiting = process.poll() is None and time.monotonic() < end
         assert waiting, f"it does not boot:\n{console.read_text(errors='replace')[-2000:]}"
         time.sleep(0.05)
 
 
-def _kill(group: Path) -> None:
+def kill(group: Path) -> None:
     (group / "cgroup.kill").write_text("1")
