@@ -5,7 +5,7 @@ taken); in steady state none is sent, so their cost (some 3 us) does not matter 
 them in strace. The channel is a socketpair made before exec: its two ends trust each other's code but
 not each other's life: either end exits when the other is gone.
 
-Control -> worker: Grant, Revoke, Bumped, Prepare, Forget, Invalidate, Revived, Fenced, Stop.
+Control -> worker: Grant, Revoke, Bumped, Prepare, Forget, Invalidate, Revived, Fenced, Trace, Stop.
 Worker -> control: Hello, Want, Done, Overflow, Prepared, Invalidated, Serving, Notice, Stopped, Fatal.
 """
 
@@ -116,6 +116,13 @@ class FencedNotice:
 
 
 @dataclass(frozen=True, slots=True)
+class Trace:
+    """Note requests that take ``threshold`` ns or longer in the trace page."""
+
+    threshold: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Answer what was received, take nothing new, then send Stopped and exit."""
 
@@ -202,14 +209,14 @@ class Fatal:
 
 
 Message = (
-    Grant | Revoke | Bumped | Prepare | Forget | Invalidate | Revived | FencedNotice | Stop
+    Grant | Revoke | Bumped | Prepare | Forget | Invalidate | Revived | FencedNotice | Trace | Stop
     | Hello | Want | Done | Overflow | Prepared | Invalidated | Serving | Notice | Stopped | Fatal
 )  # fmt: skip
 
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        Grant, Revoke, Bumped, Prepare, Forget, Invalidate, Revived, FencedNotice, Stop,
+        Grant, Revoke, Bumped, Prepare, Forget, Invalidate, Revived, FencedNotice, Trace, Stop,
         Hello, Want, Done, Overflow, Prepared, Invalidated, Serving, Notice, Stopped, Fatal,
     )
 }  # fmt: skip

@@ -25,7 +25,7 @@ from snapd.units import SECOND
 from snapd.worker.channel import Channel
 from snapd.worker.launch import Descriptors, WorkerSettings, settings_descriptor
 from snapd.worker.loop import READABLE
-from snapd.worker.pages import create_counters, create_deadline
+from snapd.worker.pages import create_counters, create_deadline, create_trace
 
 PR_SET_PDEATHSIG = 1
 
@@ -57,9 +57,10 @@ class Worker:
         self._died = died
         deadline_fd, self._deadline = create_deadline()
         counters_fd, self.words = create_counters()
+        trace_fd, self.trace = create_trace()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings_fd = settings_descriptor(settings)
-        given = Descriptors(theirs.fileno(), deadline_fd, counters_fd, lock, settings_fd)
+        given = Descriptors(theirs.fileno(), deadline_fd, counters_fd, trace_fd, lock, settings_fd)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "snapd.worker", *given.arguments()],
@@ -73,7 +74,7 @@ class Worker:
             raise Refused(f"the worker cannot be started: {error.strerror}") from error
         finally:
             theirs.close()
-            for fd in (deadline_fd, counters_fd, settings_fd):
+            for fd in (deadline_fd, counters_fd, trace_fd, settings_fd):
                 os.close(fd)
         self.pid = self._process.pid
         self.alive = True

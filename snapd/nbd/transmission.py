@@ -27,10 +27,15 @@ from snapd.clock import Clock
 from snapd.nbd import wire
 from snapd.nbd.handshake import Opened
 from snapd.nbd.wire import Drop, error_on_the_wire
+from snapd.units import SECOND
 from snapd.volume.request import FLUSH, READ, TRIM, WRITE, ZERO, Request
 
 DEPTH = 128
 """Unanswered requests of one connection. The kernel's client and fio stop at 128 by default, qemu at 16."""
+
+NEVER = 1 << 62
+LATE = SECOND // 100
+"""How long a payload may take before its time is told apart from that of the write."""
 
 _OPERATIONS = {
     wire.CMD_READ: READ,
@@ -80,6 +85,9 @@ class Desk:
         self.now = clock()  # of this turn: durations are measured by it, one look at the clock for all
         self.inflight = 0
         self.order: deque[Request] = deque()  # as received; answered ones have ``started`` 0
+        self.slow = NEVER  # ns from which on a request's time is asked about
+        self.on_slow: Callable[[Request, int], None] = lambda request, error: None
+        self.on_late: Callable[[Request], None] = lambda request: None
         self.answered: list[Transmission] = []  # those whose ``out`` is no longer empty
 
     def oldest(self) -> int:
@@ -97,7 +105,7 @@ class Transmission:
 
     __slots__ = (
         "_allocation", "_desk", "_device", "_finish", "_flags", "_mask", "_rows", "_size", "_structured", "_write",
-        "closed", "ending", "export", "held", "inflight", "need", "out", "owner", "room", "skip",
+        "closed", "ending", "export", "held", "inflight", "late", "need", "out", "owner", "room", "skip",
     )  # fmt: skip
 
     def __init__(self, opened: Opened, desk: Desk, owner: object = None) -> None:
@@ -111,6 +119,7 @@ class Transmission:
         self.room: list[memoryview] = []
         self.skip = 0  # bytes of a refused payload that are still to come
         self.ending = False
+        self.late = False  # a payload did not come with its request
         self.closed = False
         self._desk = desk
         self._size = export.size
@@ -180,6 +189,7 @@ class Transmission:
                 self.room = [desk.view[where : where + count] for where, count in segments]
                 position = self._fill(data, position, end)
                 if self.room:
+                    self.late = True
                     return position
             else:
                 submit(request)
@@ -251,6 +261,10 @@ class Transmission:
             del room[0]
         if not room and self._write is not None:
             request, self._write = self._write, None
+            if self.late:
+                self.late = False
+                if self._desk.clock() - request.started >= LATE:
+                    self._desk.on_late(request)
             self._desk.submit(request)
 
     def _count_error(self, operation: int, error: int) -> None:
@@ -269,6 +283,8 @@ class Transmission:
         words[row + 1] += request.length
         words[row + 2] += took
         words[row + 3 + min(took.bit_length(), _LAST_BUCKET)] += 1
+        if took >= desk.slow:
+            desk.on_slow(request, error)
         request.started = 0
         if error:
             self._count_error(operation, error)

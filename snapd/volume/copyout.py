@@ -21,6 +21,7 @@ from snapd.errors import CsnapError, DeviceError
 from snapd.volume.part import Part
 from snapd.volume.regions import Regions
 from snapd.volume.snapshot import Closing, Snapshot
+from snapd.volume.stages import Stages
 
 GATHER = 16
 """Chunks written in one operation at most (the engine's limit)."""
@@ -29,7 +30,9 @@ GATHER = 16
 class Copy:
     """One chunk on its way into one snapshot. ``parts`` are running and are routed again when it is published."""
 
-    __slots__ = ("chunk", "closing", "new", "parts", "region", "snapshot", "started", "where")
+    __slots__ = (
+        "chunk", "closing", "committing", "new", "parts", "read", "region", "snapshot", "started", "where", "written",
+    )  # fmt: skip
 
     def __init__(self, snapshot: Snapshot, chunk: int, new: int, where: int, region: int, started: int) -> None:
         self.snapshot = snapshot
@@ -38,6 +41,7 @@ class Copy:
         self.where = where  # a copy buffer; -1 when the content is a client's own
         self.region = region
         self.started = started
+        self.read = self.written = self.committing = 0  # when it was; 0: not yet
         self.parts: list[Part] = []
         self.closing = False
 
@@ -68,7 +72,9 @@ class CopyOuts:
         published: Callable[[list[Part], list[Part]], None],
         finished: Callable[[Part], None],
         lost: Callable[[Snapshot, CsnapError], None],
+        stages: Stages,
     ) -> None:
+        self._stages = stages
         self._engine = engine
         self._buffers = buffers
         self._chunk_bytes = chunk_bytes
@@ -120,6 +126,7 @@ class CopyOuts:
     def start_whole(self, snapshot: Snapshot, chunk: int, new: int, region: int, part: Part, where: int) -> Copy:
         """A client's write covers the whole chunk of a snapshot: its data goes to the new chunk, nothing is copied."""
         copy = self._begin(snapshot, chunk, new, -1, region, part)
+        copy.read = copy.started
         assert snapshot.device is not None
         self._engine.write(snapshot.device, where, self._chunk_bytes, new * self._chunk_bytes, self._written, [copy])
         return copy
@@ -136,6 +143,7 @@ class CopyOuts:
         if error:
             self._fail(copy, DeviceError(f"reading chunk {copy.chunk} for a copy", error))
         else:
+            copy.read = self._clock()
             self._to_write.append(copy)
 
     def write_turn(self) -> None:
@@ -162,7 +170,9 @@ class CopyOuts:
         self._engine.write_gather(device, wheres, size, run[0].new * size, self._written, run)
 
     def _written(self, run: list[Copy], error: int) -> None:
+        now = self._clock()
         for copy in run:
+            copy.written = now
             if error:
                 self._fail(copy, DeviceError(f"writing COW chunk {copy.new}", error))
                 continue
@@ -176,6 +186,7 @@ class CopyOuts:
     def _commit(self, copy: Copy) -> None:
         store = copy.snapshot.store
         assert store is not None
+        copy.committing = self._clock()
         store.commit(copy.chunk, copy.new, lambda durable: self._committed(copy, durable))
 
     def _committed(self, copy: Copy, durable: bool) -> None:
@@ -199,6 +210,7 @@ class CopyOuts:
 
     def _end(self, copy: Copy) -> list[Part]:
         """Give back what the copy held; return the reads that waited for its commit."""
+        self._stages.copied(copy)
         del copy.snapshot.copies[copy.chunk]
         if copy.where >= 0:
             self._buffers.append(copy.where)

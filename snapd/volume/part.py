@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from snapd.volume.request import Request
+
+if TYPE_CHECKING:
+    from snapd.volume.stages import Timeline
 
 
 class Part:
@@ -12,7 +17,7 @@ class Part:
     (it has none, holds nothing, and is routed from the beginning when it is woken).
     """
 
-    __slots__ = ("error", "left", "length", "offset", "region", "request", "tracked", "waited", "where")
+    __slots__ = ("error", "left", "length", "offset", "region", "request", "timeline", "tracked", "waited", "where")
 
     def __init__(self, request: Request, offset: int, length: int, where: int) -> None:
         self.request = request
@@ -24,6 +29,7 @@ class Part:
         self.region = -1  # region whose lock its fall-through reads use
         self.tracked: list[int] = []  # chunks it reads through the stack
         self.waited = False  # for the region's lock, which it has not used yet
+        self.timeline: Timeline | None = None  # since it left the fast path
 
     def cut(self, length: int) -> Part:
         """Shorten this part to ``length`` bytes and return the rest, a part of its own."""

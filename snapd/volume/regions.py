@@ -13,6 +13,7 @@ drain for each other's region would wait for ever.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from snapd.messages import CR, EX, NL
 from snapd.volume.part import Part
@@ -49,6 +50,10 @@ class Regions:
     def waiting(self) -> int:
         """Parts that wait for a region."""
         return sum(map(len, self._waiting.values()))
+
+    def used(self, most: int) -> list[int]:
+        """Up to ``most`` regions that have uses."""
+        return list(islice(self._uses, most))
 
     def begin(self, region: int) -> None:
         """A use begins; the caller has just seen it ``usable``."""

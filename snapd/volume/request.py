@@ -19,7 +19,7 @@ class Request:
     """
 
     __slots__ = ("cursor", "done", "error", "export", "fua", "left", "length", "offset", "operation", "owner",
-                 "segments", "started", "tag")  # fmt: skip
+                 "segments", "started", "tag", "timeline")  # fmt: skip
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Request:
         self.error = 0
         self.cursor = 0  # of the volume: bytes of a WRITE_ZEROES that have been started
         self.started = 0  # of the server: boottime ns
+        self.timeline: Any = None  # of the volume: stages.Timeline, once a part has left the fast path
 
 
 class Export(Protocol):
@@ -54,6 +55,10 @@ class Export(Protocol):
     @property
     def name(self) -> str:
         """``origin`` or ``snapshot/<name>``."""
+
+    @property
+    def identity(self) -> str:
+        """What tells it from another one that has, or had, the same name."""
 
     @property
     def size(self) -> int:

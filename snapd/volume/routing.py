@@ -26,6 +26,7 @@ from snapd.blockdev.base import Device
 from snapd.errors import CsnapError, FormatError, StoreFull, StoreInvalid, WouldBlock
 from snapd.exstore.clusterized import Clusterized
 from snapd.messages import CR, EX, Overflow
+from snapd.trace import COMMIT, IO, READ_OLD
 from snapd.volume.part import Part
 from snapd.volume.request import FLUSH, READ
 from snapd.volume.snapshot import Snapshot
@@ -50,6 +51,8 @@ class Router:
         volume, request = self._volume, part.request
         operation, export = request.operation, request.export
         part.left = part.error = 0
+        if part.timeline is not None:
+            volume.stages.enter(part, IO)
         if not isinstance(export, Snapshot):
             if operation == READ:
                 self._submit(part, [(volume.origin, part.offset, part.where, part.length)], write=False)
@@ -98,6 +101,7 @@ class Router:
         region = part.offset // self._region
         if not volume.regions.usable(region, CR):
             part.waited = True
+            volume.stages.wait_region(part, region)
             volume.regions.wait(region, CR, part)
             volume.pause(part)
             return False
@@ -106,6 +110,7 @@ class Router:
             return False
         for chunk in misses:
             if chunk in volume.copies.closing:
+                volume.stages.enter(part, COMMIT)
                 volume.copies.closing.wait(chunk, part)
                 volume.pause(part)
                 return False
@@ -196,6 +201,7 @@ class Router:
             return
         if part.length > size:
             self._cut(part, chunk + 1)
+        volume.stages.enter(part, READ_OLD)
         if chunk in snapshot.copies:  # another write is copying it: then this one goes in place
             self._attach(part, snapshot, chunk)
             return
@@ -216,6 +222,7 @@ class Router:
         """Start what copies can be started; cut off and queue what cannot."""
         volume = self._volume
         region = part.offset // self._region
+        volume.stages.enter(part, READ_OLD)
         for chunk in missing:
             if chunk in snapshot.copies:
                 self._attach(part, snapshot, chunk)
@@ -250,24 +257,26 @@ class Router:
         volume = self._volume
         region = part.offset // self._region
         if snapshot.lost:
-            volume.block(part)
+            volume.block(part, snapshot)
         elif not volume.regions.usable(region, EX):
             part.waited = True
+            volume.stages.wait_region(part, region)
             volume.regions.wait(region, EX, part)
             volume.pause(part)
         elif not self._current() or not volume.copies.buffers:
-            volume.block(part)
+            volume.block(part, snapshot)
         elif chunk in volume.copies.closing:
+            volume.stages.enter(part, COMMIT)
             volume.copies.closing.wait(chunk, part)
             volume.pause(part)
         else:
             try:
                 new = _store(snapshot).prepare(chunk)
             except WouldBlock:
-                volume.block(part)
+                volume.block(part, snapshot)
             except CsnapError as error:
                 volume.lost(snapshot, error)
-                volume.block(part)
+                volume.block(part, snapshot)
             else:
                 self._count_use(part, "EX")
                 return new

@@ -17,6 +17,7 @@ class OriginExport:
     """The origin, as clients see it."""
 
     name = "origin"
+    identity = ""  # there is one in a volume
     read_only = False
     description = "the volume's origin"
 
@@ -35,6 +36,7 @@ class Snapshot:
     def __init__(self, spec: SnapshotSpec, size: int, minimum_block: int, chunk_bytes: int) -> None:
         self.spec = spec
         self.name = f"snapshot/{spec.name}"
+        self.identity = spec.store
         self.size = size
         self.read_only = not spec.writable
         self.minimum_block = minimum_block
@@ -45,6 +47,7 @@ class Snapshot:
         self.copies: dict[int, Copy] = {}
         self.lost = ""  # why it must be invalidated; set until the table says so
         self.slot = -1  # in the counters page
+        self.tail_granted = 0  # when, last; boottime ns
 
     @property
     def description(self) -> str:

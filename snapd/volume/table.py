@@ -104,6 +104,7 @@ class Table:
             if snapshot is None or snapshot.store is None:
                 self._volume.send(Done(grant.resource, NL))
             else:
+                snapshot.tail_granted = self._clock()
                 snapshot.store.tail_granted(grant.skip)
 
     def revoked(self, revoke: Revoke) -> None:

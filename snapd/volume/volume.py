@@ -21,6 +21,7 @@ from snapd.blockdev.base import Arena, Device, Engine
 from snapd.clock import Clock
 from snapd.errors import CsnapError, DeviceError
 from snapd.messages import Done, Message, Notice, Want
+from snapd.trace import IO, LEASE, SPACE, TABLE
 from snapd.units import MIB
 from snapd.volume.copyout import CopyOuts
 from snapd.volume.part import Part
@@ -28,6 +29,7 @@ from snapd.volume.regions import Regions
 from snapd.volume.request import FLUSH, READ, TRIM, WRITE, ZERO, Export, Request
 from snapd.volume.routing import Router
 from snapd.volume.snapshot import OriginExport, Snapshot
+from snapd.volume.stages import Stages
 
 ZERO_BYTES = MIB
 """The arena's run of zeros that WRITE_ZEROES writes from; also the longest part of such a request."""
@@ -79,6 +81,7 @@ class Volume:
         self.send = send
         self.words = words
         self._gate = gate
+        self.stages = Stages(clock)
         self.origin_export = OriginExport(origin.size, origin.logical_block, geometry.chunk_bytes)
         self.stack: list[Snapshot] = []  # valid snapshots, newest first
         self.snapshots: dict[str, Snapshot] = {}  # by store: all of the table, the invalid ones too
@@ -109,6 +112,7 @@ class Volume:
             self._published,
             self.finish,
             self.lost,
+            self.stages,
         )
 
     # ---- the NBD server's side
@@ -197,6 +201,7 @@ class Volume:
         elif self.failed:
             self._part_done(part.request, self.failed)
         else:
+            self.stages.enter(part, LEASE if self.stalled else TABLE)
             self._waiting.append(part)
 
     def restart(self, parts: Sequence[Part]) -> None:
@@ -206,6 +211,8 @@ class Volume:
 
     def finish(self, part: Part) -> None:
         """A running part is done (its ``error`` says how)."""
+        if part.timeline is not None:
+            part.request.timeline = part.timeline
         self.running -= 1
         self._part_done(part.request, part.error or self.failed)
         self._check_drained()
@@ -223,13 +230,15 @@ class Volume:
         self.running -= 1
         self._check_drained()
 
-    def block(self, part: Part) -> None:
-        """A running part waits until a store or a copy buffer can serve it."""
+    def block(self, part: Part, snapshot: Snapshot | None = None) -> None:
+        """A running part waits until a store (of ``snapshot``) or a copy buffer can serve it."""
+        self.stages.wait_space(part, snapshot)
         self._blocked.append(part)
         self.pause(part)
 
     def block_rest(self, part: Part) -> None:
         """A part that was just cut off a running one waits for a store, a copy buffer, or just the end of the turn."""
+        self.stages.enter(part, SPACE)
         self._blocked.append(part)
 
     def stall(self, part: Part) -> None:
@@ -237,6 +246,7 @@ class Volume:
         if self.failed:
             self.finish(part)
             return
+        self.stages.enter(part, LEASE, was=IO)
         self._waiting.append(part)
         self.set_stalled(True)
         self.pause(part)
@@ -271,6 +281,7 @@ class Volume:
         """The deadline passed, or stands again."""
         if stalled != self.stalled:
             self.stalled = stalled
+            self.stages.stalled(stalled)
             self.words[counters.STALLED] = int(stalled)
             self.admit()
 

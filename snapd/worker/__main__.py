@@ -13,7 +13,7 @@ import sys
 import traceback
 from dataclasses import fields
 
-from snapd import counters
+from snapd import counters, trace
 from snapd.errors import CsnapError
 from snapd.messages import Fatal, encode
 from snapd.worker.launch import Descriptors, WorkerSettings
@@ -36,7 +36,8 @@ def main() -> int:
     try:
         settings = WorkerSettings.from_bytes(os.pread(given.settings, 1 << 16, 0))
         deadline, words = attach(given.deadline, DEADLINE_BYTES), attach(given.counters, counters.PAGE_BYTES)
-        worker = Worker(settings, sock, deadline, words, protect())
+        page = trace.Page(attach(given.trace, trace.PAGE_BYTES))
+        worker = Worker(settings, sock, deadline, words, page, protect())
     except (CsnapError, OSError, MemoryError) as error:
         return fail(sock, str(error))
     gc.collect()

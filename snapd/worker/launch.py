@@ -1,7 +1,7 @@
 """What the control process tells a worker when it starts it: settings and descriptors.
 
-The worker is started with exec and inherits five descriptors: the channel (seqpacket socket), the deadline
-page, the counters page, the lock file and the settings (memfds all but the first and the lock). Nothing of
+The worker is started with exec and inherits six descriptors: the channel (seqpacket socket), the pages for the
+deadline, the counters and the trace, the lock file and the settings (memfds all but the first and the lock). Nothing of
 it is ever found by a path: pages and channel belong to one incarnation.
 """
 
@@ -48,6 +48,7 @@ class Descriptors:
     channel: int
     deadline: int
     counters: int
+    trace: int
     lock: int
     settings: int
 

@@ -37,9 +37,11 @@ from snapd.messages import (
     Revoke,
     Stop,
     Stopped,
+    Trace,
 )
 from snapd.nbd.listener import listen
 from snapd.nbd.server import NbdServer
+from snapd.trace import KEPT_FROM, Page
 from snapd.units import KIB, MIB, SECOND
 from snapd.volume.cow import Expected, opener
 from snapd.volume.table import Table
@@ -80,6 +82,7 @@ class Worker:
         sock: socket.socket,
         deadline: memoryview,
         words: memoryview,
+        page: Page,
         warnings: tuple[str, ...] = (),
     ) -> None:
         self._deadline = deadline
@@ -111,6 +114,10 @@ class Worker:
             boottime,
         )
         self._server = NbdServer(listen(settings.socket, 0o660), self._loop, self._volume, pool, arena, words, boottime)
+        self._stages = self._volume.stages
+        self._stages.page = page
+        self._server.desk.on_slow, self._server.desk.on_late = self._stages.slow, self._stages.queued
+        self._trace(Trace(KEPT_FROM))
         self._loop.register(self._engine.fileno(), READABLE, self._completed)
         if not origin.direct:
             warnings += (f"{origin.path}: O_DIRECT refused, page cache used",)
@@ -124,6 +131,7 @@ class Worker:
             Invalidate: self._table.invalidate,
             Revived: lambda message: None,  # the turn looks at the deadline itself
             FencedNotice: self._fenced,
+            Trace: self._trace,
             Stop: self._stop,
         }
 
@@ -161,6 +169,9 @@ class Worker:
             self._volume.failed, self._volume.admitting = EIO, False
             self._channel.send(Fatal("fenced: a device has refused this host with a reservation conflict (EBADE)"))
 
+    def _trace(self, message: Trace) -> None:
+        self._server.desk.slow = self._stages.threshold = min(KEPT_FROM, max(0, message.threshold))
+
     def _stop(self, message: Stop) -> None:
         self._stopping_since = boottime()
         self._server.stop()
@@ -189,6 +200,7 @@ class Worker:
             if now >= next_tick:
                 next_tick = now + TICK
                 self._table.tick()
+                self._stages.tick(desk.order, volume)
                 if self._accepting:
                     self._server.tick(now)
             words[counters.HEARTBEAT] = now

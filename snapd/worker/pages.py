@@ -2,6 +2,7 @@
 
 deadline   word 0: boottime ns up to which the lease stands; 0: never granted. Written by control alone.
 counters   see snapd.counters. Written by the worker alone.
+trace      see snapd.trace. Written by the worker alone.
 
 A word is stored and loaded whole (one aligned 8-byte access), so a reader sees the old value or the new one.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 
-from snapd import counters
+from snapd import counters, trace
 
 DEADLINE_BYTES = 4096
 
@@ -36,3 +37,8 @@ def create_deadline() -> tuple[int, memoryview]:
 def create_counters() -> tuple[int, memoryview]:
     """Return the counters page, all zero."""
     return create("csnap-counters", counters.PAGE_BYTES)
+
+
+def create_trace() -> tuple[int, memoryview]:
+    """Return the trace page, all zero."""
+    return create("csnap-trace", trace.PAGE_BYTES)

@@ -27,7 +27,7 @@ from snapd.format.sidecar import Sidecar
 from snapd.messages import MAX_DATAGRAM, Hello, Message, Overflow, SnapshotSpec, Stop, Stopped, decode, encode
 from snapd.units import KIB, MIB, SECOND, SECTOR
 from snapd.worker.launch import Descriptors, WorkerSettings, settings_descriptor
-from snapd.worker.pages import create_counters, create_deadline
+from snapd.worker.pages import create_counters, create_deadline, create_trace
 from tests.support.lock_sim import LockSim, Port
 
 VOLUME_UUID = "5b1c0e7e-6d0f-4c57-9a5e-0d8a7f2f9a11"
@@ -87,6 +87,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         deadline_fd, self.deadline = create_deadline()
         counters_fd, self.words = create_counters()
+        trace_fd, self.trace = create_trace()
         self.lease(True)
         lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +98,7 @@ class WorkerProcess:
         if settings is not None:
             os.ftruncate(settings_fd, 0)
             os.pwrite(settings_fd, settings, 0)
-        given = Descriptors(theirs.fileno(), deadline_fd, counters_fd, lock_fd, settings_fd)
+        given = Descriptors(theirs.fileno(), deadline_fd, counters_fd, trace_fd, lock_fd, settings_fd)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 closed with the worker
         self.process = subprocess.Popen(
             [*command, *given.arguments()], pass_fds=given.all(), stdin=subprocess.DEVNULL, stderr=self._stderr
