@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from snapd import __version__
 from snapd.cli import commands, devices, fencing
+from snapd.cli.top import command as top
 from snapd.errors import CsnapError, Fenced, NoDaemon
 
 DONE, FAILED, USAGE, NO_DAEMON, FENCED = 0, 1, 2, 3, 4
@@ -63,6 +64,9 @@ def make_parser() -> Parser:
     status = _command(groups, "status", commands.status, "show the local daemon's state", "vmstore")
     _config(status)
     _json(status)
+    live = _command(groups, "top", top.top, "watch a volume live: hosts, locks, snapshots, I/O", "vmstore")
+    _config(live)
+    top.add_options(live)
     locks = _command(groups, "locks", commands.locks, "show every lock that hosts hold or wait for", "vmstore")
     _config(locks)
     _json(locks)

@@ -36,7 +36,7 @@ from snapd import __version__, counters
 from snapd.cluster.cluster import Cluster
 from snapd.cluster.volume import check_type
 from snapd.config import Config
-from snapd.daemon import endpoint, status
+from snapd.daemon import endpoint, observe, status
 from snapd.daemon.admin import AdminServer, Reply
 from snapd.daemon.background import in_thread
 from snapd.daemon.confirming import confirm
@@ -392,6 +392,7 @@ class Daemon:
             "locks": lambda request, reply: reply.result(self._locks()),
             "snapshot-create": lambda request, reply: self._active().create(request, reply),
             "snapshot-delete": lambda request, reply: self._active().delete(request, reply),
+            "observe": lambda request, reply: reply.result(observe.report(self._view, self._loop.now())),
             "fencing": lambda request, reply: reply.result(described(self._guard, self._view.member)),
             "fence-confirm": lambda request, reply: confirm(self._view.member, self._loop, request, reply),
         }

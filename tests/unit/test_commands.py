@@ -251,7 +251,7 @@ def test_config_check(capsys: pytest.CaptureFixture[str], config: str) -> None:
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     """What a person types next."""
     for words in (
-        "volume init", "serve", "snapshot create", "snapshot delete", "snapshot list", "status", "locks", "check",
+        "volume init", "serve", "snapshot create", "snapshot delete", "snapshot list", "status", "top", "locks", "check",
         "dump", "config check", "version",
     ):  # fmt: skip
         with pytest.raises(SystemExit) as end:
