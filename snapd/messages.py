@@ -6,7 +6,7 @@ them in strace. The channel is a socketpair made before exec: its two ends trust
 not each other's life: either end exits when the other is gone.
 
 Control -> worker: Grant, Revoke, Bumped, Prepare, Forget, Invalidate, Revived, Fenced, Trace, Stop.
-Worker -> control: Hello, Want, Done, Overflow, Prepared, Invalidated, Serving, Notice, Stopped, Fatal.
+Worker -> control: Hello, Want, Done, Overflow, Prepared, Invalidated, Serving, Notice, HandedOver, Stopped, Fatal.
 """
 
 from __future__ import annotations
@@ -124,7 +124,12 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Answer what was received, take nothing new, then send Stopped and exit."""
+    """Take nothing new, then send Stopped and exit.
+
+    hand_over: answer what can be answered soon, and send HandedOver before. Else: answer what was received.
+    """
+
+    hand_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +200,13 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class HandedOver:
+    """With it come descriptors for the next worker (see worker.takeover), as many as it says. There may be several."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """Every request is answered, nothing is in flight; ``committed`` as in Done."""
 
@@ -210,14 +222,14 @@ class Fatal:
 
 Message = (
     Grant | Revoke | Bumped | Prepare | Forget | Invalidate | Revived | FencedNotice | Trace | Stop
-    | Hello | Want | Done | Overflow | Prepared | Invalidated | Serving | Notice | Stopped | Fatal
+    | Hello | Want | Done | Overflow | Prepared | Invalidated | Serving | Notice | HandedOver | Stopped | Fatal
 )  # fmt: skip
 
 _TYPES: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         Grant, Revoke, Bumped, Prepare, Forget, Invalidate, Revived, FencedNotice, Trace, Stop,
-        Hello, Want, Done, Overflow, Prepared, Invalidated, Serving, Notice, Stopped, Fatal,
+        Hello, Want, Done, Overflow, Prepared, Invalidated, Serving, Notice, HandedOver, Stopped, Fatal,
     )
 }  # fmt: skip
 

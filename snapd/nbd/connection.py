@@ -10,16 +10,19 @@ A connection is not read while any of these holds; each ends with ``go_on`` bein
     depth      too many requests are unanswered (ends with a reply)
     waiting    no memory (the server's queue; ends when slots come back)
     ending     DISC, end of file or a planned stop: what runs is answered, then the socket is closed
+    quiet      a planned stop that hands the clients over: what runs is answered, or becomes bytes again (the server's)
 """
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from snapd.nbd.handshake import GREETING, Handshake
+from snapd.nbd.handover import ClientState, ExportFacts
+from snapd.nbd.handshake import GREETING, Handshake, Opened
 from snapd.nbd.transmission import Transmission
 from snapd.nbd.wire import Drop
 
@@ -31,6 +34,9 @@ GONE = select.EPOLLHUP | select.EPOLLERR
 
 NEGOTIATION_READ = 4096
 """Bytes read at a time in the negotiation: bounds what one turn answers to a client that pipelines LISTs."""
+
+SCRATCH = 64 * 1024
+"""Bytes received at a time from one connection: what it may ask for in one turn."""
 
 MAX_PIECES = 1024
 """Buffers in one sendmsg: IOV_MAX."""
@@ -51,7 +57,7 @@ class Connection:
         self._server = server
         self._sock = sock
         self._handshake: Handshake | None = Handshake(server.exports)
-        self._rest = b""
+        self._rest: bytes | memoryview = b""
         self._sending: list[bytes | memoryview] = [GREETING]
         self._lent: list[Sequence[tuple[int, int]]] = []  # slots that ``_sending`` shows
         self._ending = False
@@ -62,6 +68,19 @@ class Connection:
         self.talk: Transmission | None = None  # once the negotiation has ended well
         self.waiting = False  # in the server's queue for memory
         server.poller.register(self.fd, IN, self._ready)
+
+    def begin(self) -> None:
+        """A newcomer: greet it."""
+        self.flush()
+
+    def resume(self, opened: Opened, state: ClientState) -> None:
+        """One that another server has negotiated with: go on where that has stopped."""
+        self._handshake = None
+        self.talk = Transmission(opened, self._server.desk, self)
+        self.talk.skip = state.skip
+        self._rest = state.unread
+        self._sending = [state.unsent] if state.unsent else []
+        self.private = len(state.unsent)
         self.flush()
 
     @property
@@ -125,22 +144,26 @@ class Connection:
             if count:
                 talk.received(min(count, wanted))
                 count -= min(count, wanted)
-                self._parse(talk, count)
+                self._parse(talk, scratch, count)
                 return
         else:
             kept = len(self._rest)
             scratch[:kept] = self._rest
             count = self._sock.recv_into(scratch[kept:])
             if count:
-                self._parse(talk, kept + count)
+                self._parse(talk, scratch, kept + count)
                 return
         self.end()
 
-    def _parse(self, talk: Transmission, end: int) -> bool:
-        """Parse the first ``end`` bytes of the scratch buffer; return whether anything was used."""
-        scratch = self._server.scratch
-        position = talk.parse(scratch, 0, end)
-        self._rest = bytes(scratch[position:end]) if position < end else b""
+    def _parse(self, talk: Transmission, data: memoryview, end: int) -> bool:
+        """Parse the first ``end`` bytes of ``data``; return whether anything was used."""
+        position = talk.parse(data, 0, end)
+        if position == end:
+            self._rest = b""
+        elif end - position <= SCRATCH:
+            self._rest = bytes(data[position:end])
+        else:  # only what another server had received: it is copied once, not with every request
+            self._rest = data[position:end]
         if talk.ending:
             self.end()
         elif talk.need:
@@ -151,13 +174,11 @@ class Connection:
     def go_on(self) -> bool:
         """Parse what was left over, if nothing forbids it; return whether anything was used."""
         talk = self.talk
-        if talk is None or self._ending or self._sending or self.waiting or talk.depth:
+        if talk is None or self._ending or self._sending or self.waiting or talk.depth or self._server.quiet:
             self._watch()
             return False
-        end = len(self._rest)
-        self._server.scratch[:end] = self._rest
         try:
-            return self._parse(talk, end)
+            return self._parse(talk, memoryview(self._rest), len(self._rest))
         except Drop:
             self._server.protocol_error()
             self.close()
@@ -169,7 +190,7 @@ class Connection:
             return
         talk = self.talk
         mask = OUT if self._sending else 0
-        if not (mask or self._ending or self.waiting or (talk is not None and talk.depth)):
+        if not (mask or self._ending or self.waiting or self._server.quiet or (talk is not None and talk.depth)):
             mask = IN
         if mask != self._mask:
             self._mask = mask
@@ -236,6 +257,36 @@ class Connection:
 
     # ---- the end
 
+    def quiesce(self) -> None:
+        """Read no more, because somebody else will: the server is quiet."""
+        if self.talk is None:
+            self.close()
+            return
+        self._rest = self.talk.take_back_partial() or self._rest
+        self._watch()
+
+    def hand_over(self) -> tuple[ClientState, socket.socket] | None:
+        """Give the socket away, with what the next server must know. Nothing is in flight.
+
+        None, and closed, if this connection is at its end, or in the middle of a refused payload that would have to
+        be thrown away before requests that are bytes again.
+        """
+        talk = self.talk
+        if talk is None or self._ending or (talk.skip and talk.back):
+            self.close()
+            return None
+        state = ClientState(
+            os.fstat(self.fd).st_ino,
+            ExportFacts.of(talk.export),
+            talk.opened.structured,
+            talk.opened.allocation,
+            talk.skip,
+            b"".join([*talk.back, self._rest]),
+            b"".join([*self._sending, *talk.out]),
+        )
+        self._detach()
+        return state, self._sock
+
     def end(self) -> None:
         """Read no more; close when what was parsed is answered."""
         self._ending = True
@@ -255,8 +306,12 @@ class Connection:
         """Close at once; replies that were not sent are thrown away."""
         if self.fd < 0:
             return
-        self._server.poller.unregister(self.fd)
+        self._detach()
         self._sock.close()
+
+    def _detach(self) -> None:
+        """Let go of the socket, and of all memory."""
+        self._server.poller.unregister(self.fd)
         self.fd = -1
         self._sending, self._rest = [], b""
         self._return_slots()

@@ -11,6 +11,7 @@ taken are copied to private memory; a payload that does not come, or too much pr
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +20,9 @@ from typing import Protocol
 from snapd import counters
 from snapd.blockdev.base import Arena
 from snapd.clock import Clock
-from snapd.nbd.connection import IN, Connection
+from snapd.nbd.connection import IN, SCRATCH, Connection
+from snapd.nbd.handover import ClientState, ExportFacts
+from snapd.nbd.handshake import Opened
 from snapd.nbd.transmission import Desk, Slots
 from snapd.units import KIB, MIB, SECOND
 from snapd.volume.request import Backend, Export
@@ -46,9 +49,6 @@ COW device that cannot be opened for want of one would keep this host from servi
 ACCEPTS = 64
 """Clients accepted in one turn."""
 
-SCRATCH = 64 * KIB
-"""Bytes received at a time from one connection: what it may ask for in one turn."""
-
 SMALL = 64 * KIB
 """Bytes of a request up to which it waits with the small ones."""
 
@@ -67,7 +67,7 @@ class Poller(Protocol):
 
 
 class NbdServer:
-    """See the module. Clients are accepted from ``open`` to ``stop``."""
+    """See the module. Clients are accepted from ``open`` to ``stop`` or ``quiesce``."""
 
     def __init__(
         self,
@@ -99,13 +99,23 @@ class NbdServer:
         self._share = 0
         self._progress = False
         self._stopping_since: int | None = None
+        self._inherited: list[tuple[ClientState, socket.socket]] = []  # until the exports are known
+        self.quiet = False  # nothing is read any more: the clients are handed over
 
     # ---- what the loop calls
 
-    def open(self) -> None:
-        """Accept clients from now on, whenever the exports are settled: see ``end_turn``."""
+    def inherit(self, clients: Sequence[tuple[ClientState, socket.socket]]) -> None:
+        """Before ``open``: take over clients of another server; they are served from then on."""
+        self._inherited = list(clients)
+
+    def open(self) -> list[str]:
+        """Accept clients from now on, whenever the exports are settled: see ``end_turn``. Go on with those that were
+        inherited; return the exports of those that found theirs no more and are disconnected."""
         self._opened = True
+        clients, self._inherited = self._inherited, []
+        refused = [state.export.name for state, sock in clients if not self._resume(state, sock)]
         self._consider_accepting()
+        return refused
 
     def end_turn(self, now: int) -> bool:
         """Send the replies that have gathered; return whether there is more to do without waiting."""
@@ -138,7 +148,7 @@ class NbdServer:
             self.protocol_error()
             connection.close()
         if self._stopping_since is not None:
-            if now - self._stopping_since >= STOP_LIMIT:
+            if now - self._stopping_since >= STOP_LIMIT and not self.quiet:
                 for connection in [each for each in self._connections if each.blocked]:
                     connection.close()
         else:
@@ -158,6 +168,28 @@ class NbdServer:
                 connection.close()
             else:
                 connection.end()
+
+    def quiesce(self) -> None:
+        """Instead of ``stop``: accept and read no more; what was read is answered, or becomes bytes again when the
+        volume refuses it with ESHUTDOWN. Once ``quiescent``, ``hand_over``."""
+        if self._stopping_since is not None:
+            return
+        self._stopping_since = self._clock()
+        self.quiet = self.desk.taking_back = True
+        self._pause_accepting()
+        for connection in list(self._connections):
+            connection.quiesce()
+
+    @property
+    def quiescent(self) -> bool:
+        """Whether every client is at a request boundary."""
+        return self.quiet and not self.desk.inflight
+
+    def hand_over(self) -> tuple[socket.socket, list[tuple[ClientState, socket.socket]]]:
+        """Return the listening socket and the clients, who wait; nothing of them is left here."""
+        given = [connection.hand_over() for connection in list(self._connections)]
+        clients, self._inherited = self._inherited, []
+        return self._listener, [*clients, *(one for one in given if one is not None)]
 
     @property
     def idle(self) -> bool:
@@ -246,6 +278,19 @@ class NbdServer:
 
     # ---- accepting
 
+    def _resume(self, state: ClientState, sock: socket.socket) -> bool:
+        export = next((each for each in self.exports() if ExportFacts.of(each) == state.export), None)
+        if export is None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+            return False
+        connection = Connection(self, sock, self.now)
+        self._connections.add(connection)
+        self._words[counters.CONNECTIONS] = len(self._connections)
+        connection.resume(Opened(export, state.structured, state.allocation), state)
+        return True
+
     def _accept(self, events: int) -> None:
         now = self._clock()
         for _ in range(ACCEPTS):
@@ -262,10 +307,10 @@ class NbdServer:
                 continue
             sock.setblocking(False)
             connection = Connection(self, sock, now)
-            if connection.fd >= 0:
-                self._connections.add(connection)
-                self._negotiating[connection] = now
-                self._words[counters.CONNECTIONS] = len(self._connections)
+            self._connections.add(connection)
+            self._negotiating[connection] = now
+            self._words[counters.CONNECTIONS] = len(self._connections)
+            connection.begin()
 
     def _consider_accepting(self) -> None:
         """Let newcomers wait while the exports may change: whoever comes after a snapshot was taken finds it."""

@@ -13,13 +13,16 @@ skipped as it comes in. Without common ground (a wrong magic, a payload beyond t
 
 Reads are answered from the slots they were read into: the slots go back once the kernel has taken the
 reply (``held``). An object made here costs every request, so requests are plain tuples of work.
+
+At a planned stop that hands the clients over (``Desk.taking_back``) what the volume refuses with ESHUTDOWN is not
+answered: it becomes bytes again, as the client had sent it (``back``), and is served anew by the next process.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from errno import EINVAL, ENOSPC, EPERM
+from errno import EINVAL, ENOSPC, EPERM, ESHUTDOWN
 from typing import Protocol
 
 from snapd import counters
@@ -44,6 +47,7 @@ _OPERATIONS = {
     wire.CMD_TRIM: TRIM,
     wire.CMD_WRITE_ZEROES: ZERO,
 }
+_COMMANDS = {operation: command for command, operation in _OPERATIONS.items()}
 _FLAGS = {
     wire.CMD_READ: wire.CMD_FLAG_FUA,
     wire.CMD_WRITE: wire.CMD_FLAG_FUA,
@@ -89,6 +93,7 @@ class Desk:
         self.on_slow: Callable[[Request, int], None] = lambda request, error: None
         self.on_late: Callable[[Request], None] = lambda request: None
         self.answered: list[Transmission] = []  # those whose ``out`` is no longer empty
+        self.taking_back = False  # stopping: another process will serve what cannot be served now
 
     def oldest(self) -> int:
         """Return when the oldest unanswered request was received; 0: there is none."""
@@ -105,14 +110,17 @@ class Transmission:
 
     __slots__ = (
         "_allocation", "_desk", "_device", "_finish", "_flags", "_mask", "_rows", "_size", "_structured", "_write",
-        "closed", "ending", "export", "held", "inflight", "late", "need", "out", "owner", "room", "skip",
+        "back", "closed", "ending", "export", "held", "inflight", "late", "need", "opened", "out", "owner", "room",
+        "skip",
     )  # fmt: skip
 
     def __init__(self, opened: Opened, desk: Desk, owner: object = None) -> None:
         export = opened.export
+        self.opened = opened
         self.export = export
         self.owner = owner
         self.out: list[bytes | memoryview] = []
+        self.back: list[bytes] = []  # requests that another process will serve
         self.held: list[Sequence[tuple[int, int]]] = []  # slots that ``out`` shows
         self.inflight = 0
         self.need = 0
@@ -275,6 +283,9 @@ class Transmission:
     def _finished(self, request: Request, error: int) -> None:
         """The volume is done with ``request``."""
         desk = self._desk
+        if error == ESHUTDOWN and desk.taking_back:
+            self._take_back(request)
+            return
         operation, segments = request.operation, request.segments
         self.inflight -= 1
         desk.inflight -= 1
@@ -325,6 +336,38 @@ class Transmission:
             wire.STRUCTURED_REPLY_MAGIC, wire.REPLY_FLAG_DONE, wire.REPLY_TYPE_ERROR, cookie, 6, error, 0
         )
 
+    # ---- becoming bytes again
+
+    def _take_back(self, request: Request) -> None:
+        """The request was not served, or not all of it, which does no harm: it will be served anew."""
+        if not self.closed:
+            payload = [self._desk.view[where : where + count] for where, count in request.segments]
+            self.back.append(self._as_sent(request, payload if request.operation == WRITE else []))
+        self._forget(request)
+
+    def take_back_partial(self) -> bytes:
+        """Return what has come of a WRITE whose payload is not complete; it is no request any more."""
+        if self._write is None:
+            return b""
+        request, room = self._write, self.room
+        missing = sum(map(len, room))
+        payload = b"".join(self._desk.view[where : where + count] for where, count in request.segments)
+        sent = self._as_sent(request, [memoryview(payload)[: request.length - missing]])
+        self.forget_partial()
+        return sent
+
+    def _as_sent(self, request: Request, payload: list[memoryview]) -> bytes:
+        flags, command = int(request.fua), _COMMANDS[request.operation]
+        head = wire.REQUEST.pack(_REQUEST_MAGIC, flags, command, request.tag, request.offset, request.length)
+        return b"".join([head, *payload])
+
+    def _forget(self, request: Request) -> None:
+        self.inflight -= 1
+        self._desk.inflight -= 1
+        request.started = 0
+        if request.segments:
+            self._desk.give(request.segments)
+
     def close(self) -> None:
         """Forget the peer: what is in flight is finished and thrown away, all slots find their way back."""
         self.closed = True
@@ -339,7 +382,4 @@ class Transmission:
         self.room = []
         if self._write is not None:
             request, self._write = self._write, None
-            self.inflight -= 1
-            self._desk.inflight -= 1
-            request.started = 0
-            self._desk.give(request.segments)
+            self._forget(request)

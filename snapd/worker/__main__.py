@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import faulthandler
 import gc
@@ -11,7 +10,6 @@ import signal
 import socket
 import sys
 import traceback
-from dataclasses import fields
 
 from snapd import counters, trace
 from snapd.errors import CsnapError
@@ -23,10 +21,7 @@ from snapd.worker.process import protect
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="csnap-io", description="The I/O process of csnap; started by csnapd.")
-    for field in fields(Descriptors):
-        parser.add_argument(f"--{field.name}", type=int, required=True, metavar="FD")
-    given = Descriptors(**vars(parser.parse_args()))
+    given = Descriptors.from_arguments(sys.argv[1:])
     for fd in given.all():
         os.set_inheritable(fd, False)
     faulthandler.enable()
@@ -37,7 +32,7 @@ def main() -> int:
         settings = WorkerSettings.from_bytes(os.pread(given.settings, 1 << 16, 0))
         deadline, words = attach(given.deadline, DEADLINE_BYTES), attach(given.counters, counters.PAGE_BYTES)
         page = trace.Page(attach(given.trace, trace.PAGE_BYTES))
-        worker = Worker(settings, sock, deadline, words, page, protect())
+        worker = Worker(settings, sock, deadline, words, page, protect(), given.taken)
     except (CsnapError, OSError, MemoryError) as error:
         return fail(sock, str(error))
     gc.collect()

@@ -29,6 +29,7 @@ from snapd.messages import (
     FencedNotice,
     Forget,
     Grant,
+    HandedOver,
     Hello,
     Invalidate,
     Message,
@@ -46,9 +47,10 @@ from snapd.units import KIB, MIB, SECOND
 from snapd.volume.cow import Expected, opener
 from snapd.volume.table import Table
 from snapd.volume.volume import Geometry, Volume, default_region
-from snapd.worker.channel import Channel
+from snapd.worker.channel import MAX_DESCRIPTORS, Channel
 from snapd.worker.launch import WorkerSettings
 from snapd.worker.loop import READABLE, Loop
+from snapd.worker.takeover import Takeover, file_of, take_over, to_descriptors
 
 EXIT_FENCED = 4
 
@@ -69,6 +71,9 @@ STOP_PATIENCE = 6 * SECOND
 STOP_PATIENCE_STALLED = 2 * SECOND
 """How long a planned stop waits for requests that wait for locks, or for the lease: the unit has 10 s to stop."""
 
+HAND_OVER_PATIENCE = SECOND // 2
+"""How long a stop that hands the clients over waits for locks: what waits for one then waits in the next process."""
+
 WIND_UP_LIMIT = 2 * SECOND
 """How long the end waits for I/O that the kernel has."""
 
@@ -84,6 +89,7 @@ class Worker:
         words: memoryview,
         page: Page,
         warnings: tuple[str, ...] = (),
+        taken: Sequence[int] = (),
     ) -> None:
         self._deadline = deadline
         self._words = words
@@ -113,7 +119,11 @@ class Worker:
             self._serving,
             boottime,
         )
-        self._server = NbdServer(listen(settings.socket, 0o660), self._loop, self._volume, pool, arena, words, boottime)
+        self._takeover = take_over(taken, settings.volume_uuid, settings.socket)
+        listener = self._takeover.listener or listen(settings.socket, 0o660)
+        self._socket = settings.volume_uuid, file_of(settings.socket)
+        self._server = NbdServer(listener, self._loop, self._volume, pool, arena, words, boottime)
+        self._server.inherit(self._takeover.clients)
         self._stages = self._volume.stages
         self._stages.page = page
         self._server.desk.on_slow, self._server.desk.on_late = self._stages.slow, self._stages.queued
@@ -146,7 +156,13 @@ class Worker:
 
     def _serving(self) -> None:
         self._accepting = True
-        self._server.open()
+        takeover, self._takeover = self._takeover, Takeover()
+        gone = self._server.open()
+        refused = [*takeover.refused, *(f"hand-over: its export {name} is gone or another" for name in gone)]
+        if takeover.clients:
+            self._volume.notice(6, "taken_over", clients=len(takeover.clients) - len(gone))
+        for why in refused:
+            self._volume.notice(4, "not_taken_over", why=why)
 
     def _completed(self, events: int) -> None:
         pass  # readable: the turn reaps
@@ -174,7 +190,10 @@ class Worker:
 
     def _stop(self, message: Stop) -> None:
         self._stopping_since = boottime()
-        self._server.stop()
+        if message.hand_over:
+            self._server.quiesce()
+        else:
+            self._server.stop()
 
     # ---- the loop
 
@@ -213,9 +232,13 @@ class Worker:
 
     def _try_to_stop(self, now: int) -> None:
         """Send Stopped once nothing is in flight, a store's own I/O included: the locks are given away then."""
-        volume = self._volume
+        volume, server = self._volume, self._server
         patience = STOP_PATIENCE_STALLED if volume.stalled else STOP_PATIENCE
-        if self._server.idle and not volume.running and not self._engine.inflight:
+        if server.quiet and not self._engine.inflight:
+            patience = HAND_OVER_PATIENCE
+        if (server.quiescent or server.idle) and not volume.running and not self._engine.inflight:
+            if server.quiet:
+                self._hand_over()
             self._channel.send(Stopped(volume.committed()))
             self._exit = 0
         elif volume.failed and self._engine.inflight:
@@ -223,6 +246,12 @@ class Worker:
             self._exit = 1
         elif not volume.failed and now - self._stopping_since >= patience:
             self._wind_up(ESHUTDOWN)
+
+    def _hand_over(self) -> None:
+        given = to_descriptors(*self._socket, *self._server.hand_over())
+        for begin in range(0, len(given), MAX_DESCRIPTORS):
+            some = given[begin : begin + MAX_DESCRIPTORS]
+            self._channel.send(HandedOver(len(some)), some)
 
     def _wind_up(self, error: int) -> None:
         """Answer everything with ``error``; hand nothing to the kernel any more, but wait for what it has."""

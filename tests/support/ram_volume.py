@@ -31,6 +31,7 @@ class RamExport:
     minimum_block: int = 512
     preferred_block: int = 16384
     description: str = ""
+    identity: str = ""
 
 
 class RamVolume:
