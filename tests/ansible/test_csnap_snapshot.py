@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from demo.host import csnap, environment
 from snapd.cli.client import ask
+from tests.ansible.runner import Runner
 from tests.support.daemons import Hosts
-
-MODULE = Path(__file__).resolve().parents[2] / "ansible/plugins/modules/csnap_snapshot.py"
 
 
 class Module:
-    """Runs the module as Ansible does: a process, its arguments as JSON on standard input."""
+    """The module's runs, on the first host's volume."""
 
     def __init__(self, cluster: Hosts, directory: Path) -> None:
         self.cluster = cluster
-        self.directory = directory
-        directory.mkdir()
-        self.executable = directory / "csnap"
-        words = " ".join(f"'{word}'" for word in csnap())
-        self.executable.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-        self.executable.chmod(0o755)
+        self._run = Runner("csnap_snapshot", directory)
 
     def __call__(self, name: str, check: bool = False, **arguments: Any) -> dict[str, Any]:
-        given = {"volume": str(self.cluster[0].config), "name": name, "executable": str(self.executable)}
-        internal = {"_ansible_check_mode": check, "_ansible_diff": True, "_ansible_remote_tmp": str(self.directory)}
-        loader = (
-            "import json, runpy, sys; from ansible.module_utils.testing import patch_module_args\n"
-            "with patch_module_args(json.load(sys.stdin)): runpy.run_path(sys.argv[1], run_name='__main__')"
-        )
-        ended = subprocess.run(
-            [sys.executable, "-c", loader, str(MODULE)],
-            input=json.dumps({**given, **{key: _plain(value) for key, value in arguments.items()}, **internal}),
-            env={**environment(), "HOME": str(self.directory)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert ended.stdout, ended.stderr
-        result: dict[str, Any] = json.loads(ended.stdout)
-        assert ended.returncode == bool(result.get("failed"))
-        return result
+        return self._run(check, **{"volume": self.cluster[0].config, "name": name, **arguments})
 
     def refusal(self, name: str, **arguments: Any) -> str:
         """Run what must fail, leaving every snapshot as it was; return the message."""
@@ -68,10 +42,6 @@ def rows(cluster: Hosts) -> list[dict[str, Any]]:
     """Return the snapshots as the daemon tells them."""
     found: list[dict[str, Any]] = ask(str(cluster[0].directory / "admin.sock"), {"command": "status"})["snapshots"]
     return found
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 @pytest.fixture(scope="module")
