@@ -95,6 +95,21 @@ def snapshot_list(arguments: argparse.Namespace) -> int:
     return _show(arguments, rows, text.snapshots(rows))
 
 
+NEEDS_RESTART = 5
+"""Exit code of ``reload``: everything that can change in a running daemon is in force, and something cannot."""
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    value = _ask(arguments, "reload")
+    if arguments.json:
+        print(json.dumps(value))
+    elif value["applied"] or not value["needs_restart"]:
+        print(f"in force: {', '.join(value['applied']) or 'nothing has changed'}")
+    if value["needs_restart"]:
+        print(f"csnap: needs a restart: {', '.join(value['needs_restart'])}", file=sys.stderr)
+    return NEEDS_RESTART if value["needs_restart"] else 0
+
+
 def status(arguments: argparse.Namespace) -> int:
     value = _ask(arguments, "status")
     return _show(arguments, value, text.status(value))

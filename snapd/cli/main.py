@@ -61,6 +61,15 @@ def make_parser() -> Parser:
     _config(listing)
     _json(listing)
 
+    reload = _command(
+        groups,
+        "reload",
+        commands.reload,
+        "let the daemon read its configuration again; 5: part needs a restart",
+        "vmstore",
+    )
+    _config(reload)
+    _json(reload)
     status = _command(groups, "status", commands.status, "show the local daemon's state", "vmstore")
     _config(status)
     _json(status)

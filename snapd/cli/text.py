@@ -34,6 +34,7 @@ def status(value: dict[str, Any]) -> str:
         ("members", ", ".join(_member(row) for row in value["members"]) or "none"),
         ("metrics", f"http://{value['metrics']}/metrics" if value["metrics"] else "none"),
         *(("waiting", _waiting(row)) for row in value["fencing"]["waiting"]),
+        *_reload(value["reload"]),
         *(("warning", warning) for warning in value["warnings"]),
     ]
     text = "\n".join(f"{name:<9}{shown}" for name, shown in rows)
@@ -43,6 +44,13 @@ def status(value: dict[str, Any]) -> str:
 def _fencing(value: dict[str, Any]) -> str:
     method: str = FENCING_WARNING.get(value["method"], value["method"])
     return method + (f" (helper: {value['helper']})" if value["helper"] else "")
+
+
+def _reload(value: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("restart", f"needed for {', '.join(value['needs_restart'])}")] if value["needs_restart"] else []
+    if value["error"]:
+        rows.append(("warning", f"the changed configuration was refused: {value['error']}"))
+    return rows
 
 
 def _waiting(row: dict[str, Any]) -> str:

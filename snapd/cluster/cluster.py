@@ -170,7 +170,7 @@ class Cluster:
         except Refused as error:
             done(error)
             return
-        self._begin(_Work("delete", name, done), self._settings.freeze_limit)
+        self._begin(_Work("delete", name, done), self._settings.limits.freeze)
 
     def may_delete(self) -> bool:
         """Also while joining: a COW device that is gone keeps every host from serving until its snapshot is deleted."""
@@ -281,7 +281,7 @@ class Cluster:
             elif self._blocked():
                 continue
             elif record.state == "deleting" and self._is_orphan(record) and self._is_first():
-                self._begin(_Work("delete", record.name, lambda error: None), self._settings.freeze_limit)
+                self._begin(_Work("delete", record.name, lambda error: None), self._settings.limits.freeze)
                 return
             elif record.store in self._lost and record.state in LIVE:
                 self._begin(_Work("invalidate", record.name, lambda error: None))
@@ -373,7 +373,7 @@ class Cluster:
         if work.what == "take":
             if work.timer is not None:
                 work.timer.cancel()
-            limit = self._timers.now() + self._settings.freeze_limit
+            limit = self._timers.now() + self._settings.limits.freeze
             work.timer = self._timers.call_at(limit, self._time_is_up)
         keep = work.what != "take" and record is not None and record.state != "invalid"
         work.use = Exclusive(
@@ -473,7 +473,7 @@ class Cluster:
         late = sorted(node for node, mode in self._mirror.holds.get("table", {}) if mode == CR)
         others = [node for node in late if node != self._settings.node] or late
         if work.use is not None and work.use.expired:
-            seconds = self._settings.freeze_limit / SECOND
+            seconds = self._settings.limits.freeze / SECOND
             who = ", ".join(others or self._silent(work)) or "nobody's fault: etcd"
             error: CsnapError = Refused(f"snapshot {work.name}: {who} did not answer within {seconds:g} s; all go on")
         else:

@@ -39,6 +39,8 @@ MESSAGE_IDS = {
     "recovery_taken": "9e9ecf97010d4a21b0e8c74ff6f99e13",
     "refused": "28c8144ef67640bab42dbcb7c548d0e9",
     "registered": "3b463c456e6c4657ab42aba8771d5b3a",
+    "reload_refused": "9060303f21104076ba054a10628f5ba4",
+    "reloaded": "0a05c384aad446929edff6d1a06e6d4b",
     "reservation_left_to_others": "117e70b040394178a6f7168cdec11fab",
     "snapshot_command_done": "8d068c5f9bea4f7598e373811cebd2c6",
     "snapshot_command_failed": "abd408d1940c494bbd89b684747a17bd",

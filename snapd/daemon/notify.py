@@ -8,6 +8,7 @@ its deadline behind it). An etcd that is gone is no reason to die: then the memb
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 
 from snapd.daemon.door import is_open
@@ -88,11 +89,23 @@ class Notifier:
         self._check, self._status = check, status
         self._interval = interval
         self._shown = ""
+        self._ready = False
         if notify is not None:
             self._beat()
 
     def ready(self) -> None:
+        self._ready = True
         self._tell("READY=1")
+        self.show()
+
+    def reloading(self) -> None:
+        """The time is what systemd tells this reload from an older one by. Nobody is told before it was ready."""
+        if self._ready:
+            self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def reloaded(self) -> None:
+        if self._ready:
+            self._tell("READY=1")
         self.show()
 
     def stopping(self) -> None:

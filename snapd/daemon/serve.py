@@ -6,7 +6,8 @@
     3. worker                         started by exec, before anything of gRPC is imported
     4. Hello -> etcd, its version, the volume's record compared with the origin (opening.py)
     5. member, cluster                joins; serves when the worker says so: READY=1
-    6. SIGTERM, SIGINT, SIGHUP        Stop -> Stopped -> member.leave -> exit 0, within STOP_LIMIT whatever hangs
+    6. SIGTERM, SIGINT                Stop -> Stopped -> member.leave -> exit 0, within STOP_LIMIT whatever hangs
+       SIGHUP                         the file is read again (reloading.py)
 
 The end of a daemon that stops: t = 0 the signal; the worker answers what it has got, by 6 s at the latest by failing
 what waits (2 s without a lease), and ends by 8 s; then leaving has until LEAVE_END; at STOP_LIMIT the process ends.
@@ -52,6 +53,7 @@ from snapd.daemon.notify import Freshness, Notifier, find_notify, watchdog_inter
 from snapd.daemon.observed import ObservedKv
 from snapd.daemon.opening import Opening
 from snapd.daemon.outbox import Outbox
+from snapd.daemon.reloading import Reloading
 from snapd.daemon.snapshots import SnapshotCommands
 from snapd.daemon.workerproc import Worker
 from snapd.errors import CsnapError, Fenced, Refused
@@ -77,7 +79,7 @@ STOP_LIMIT = 93 * SECOND // 10
 FENCED_LIMIT = 4 * SECOND
 """For a fenced worker to fail its requests and end."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Daemon:
@@ -98,6 +100,7 @@ class Daemon:
         self._notifier = Notifier(
             self._loop, find_notify(), watchdog_interval(), self._stale, lambda: status.line(self._view)
         )
+        self._reloading = Reloading(config, self._loop, self._log, self._view, self._notifier)
         self._closers: list[Callable[[], None]] = []
         self._worker: Worker | None = None
         self._hello: Hello | None = None
@@ -118,7 +121,8 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until told to stop. Raises what ended it otherwise: Fenced, Refused, CsnapError."""
-        before = {number: signal.signal(number, self._signalled) for number in SIGNALS}
+        before = {number: signal.signal(number, self._signalled) for number in STOP_SIGNALS}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._told_to_reload)
         self._loop.call_at(0, self._try_lock)
         try:
             self._loop.run()
@@ -231,9 +235,10 @@ class Daemon:
         settings = replace(settings, fence_key=guard.fence_key)
         outlet = Outlet(guard, self._log, self._observations, self._tell, self._ended)
         fencer = make_fencer(
-            self._config.fencing, outlet, self._loop.call_soon_threadsafe, self._loop, self._granted, guard
+            self._reloading.config.fencing, outlet, self._loop.call_soon_threadsafe, self._loop, self._granted, guard
         )
         if isinstance(fencer, Agent):
+            self._reloading.agent = fencer
             self._closers.append(fencer.close)
         if fencer.method == "unsafe":
             self._warn("fencing is unsafe: a host that only paused can wake up and write over others' work")
@@ -261,7 +266,7 @@ class Daemon:
             incarnation=str(uuid4()),
             lock_path=self._lock.name,
             ttl=lockspace.lease_ttl,
-            freeze_limit=lockspace.freeze_limit,
+            limits=self._reloading.limits,
         )
 
     # ---- events
@@ -332,6 +337,10 @@ class Daemon:
         with contextlib.suppress(RuntimeError):  # the loop is closed: it ends anyway
             self._loop.call_soon_threadsafe(lambda: self._stop(signal.Signals(number).name))
 
+    def _told_to_reload(self, number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._reloading.signalled)
+
     def _stop(self, why: str) -> None:
         if self._stopping_since:
             return
@@ -393,6 +402,7 @@ class Daemon:
             "snapshot-create": lambda request, reply: self._active().create(request, reply),
             "snapshot-delete": lambda request, reply: self._active().delete(request, reply),
             "observe": lambda request, reply: reply.result(observe.report(self._view, self._loop.now())),
+            "reload": self._reloading.command,
             "fencing": lambda request, reply: reply.result(described(self._guard, self._view.member)),
             "fence-confirm": lambda request, reply: confirm(self._view.member, self._loop, request, reply),
         }

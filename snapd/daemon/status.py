@@ -26,6 +26,8 @@ class View:
     words: memoryview | None = None
     warnings: list[str] = field(default_factory=list)
     metrics: str = ""
+    needs_restart: tuple[str, ...] = ()  # keys that the file has changed and that are not in force
+    reload_error: str = ""  # why the file is not in force as it stands
     helper: str = ""  # who does the privileged part of fencing, for people
 
     @property
@@ -75,6 +77,7 @@ def report(view: View) -> dict[str, Any]:
         "members": [_member(row) for row in member.members()] if member is not None else [],
         "io": _io(view.words),
         "metrics": view.metrics,
+        "reload": {"needs_restart": list(view.needs_restart), "error": view.reload_error},
         "warnings": view.warnings,
         "version": __version__,
     }
@@ -140,4 +143,8 @@ def line(view: View) -> str:
     slots = view.slots
     for record in view.snapshots[:4]:
         parts.append(f"{record.name} {dm_status(record.state, slots.get(record.store))}")
+    if view.needs_restart:
+        parts.append(f"needs a restart for {', '.join(view.needs_restart)}")
+    if view.reload_error:
+        parts.append("the changed configuration was refused")
     return ", ".join(parts)

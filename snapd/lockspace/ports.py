@@ -5,7 +5,7 @@ worker and the log are passed in.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from snapd.errors import CsnapError
@@ -17,6 +17,13 @@ JOINING, ACTIVE, STALLED, FENCED, LEAVING = "joining", "active", "stalled", "fen
 
 ERROR, WARNING, NOTICE, INFO = 3, 4, 5, 6
 """Syslog priorities."""
+
+
+@dataclass(slots=True)
+class Limits:
+    """What may change while the member lives; looked at anew each time."""
+
+    freeze: int = 5 * SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +39,7 @@ class Settings:
     ttl: int = 10
     address: str = ""
     fence_key: str = ""
-    freeze_limit: int = 5 * SECOND
+    limits: Limits = field(default_factory=Limits)
     minimum_hold: int = SECOND // 50
     """Of a region: 20 ms of work for a hand-over of some 2 ms, so contending hosts spend their time writing."""
 

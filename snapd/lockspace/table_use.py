@@ -174,7 +174,7 @@ class TableUse:
 
     def thaw_by_force(self, entry: Entry) -> None:
         """Frozen by another's ticket for longer than it may: delete it, so that no hang freezes the cluster."""
-        limit = self._all.settings.freeze_limit + TICKET_GRACE
+        limit = self._all.settings.limits.freeze + TICKET_GRACE
         for node, kv in self._all.mirror.tickets.get("table", {}).items():
             if node == self._all.settings.node or self._all.ticket_mode(kv) != EX or kv.create_revision > entry.ticket:
                 continue

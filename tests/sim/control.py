@@ -16,7 +16,7 @@ from snapd.format.header import Header
 from snapd.format.sidecar import Sidecar
 from snapd.lockspace.kv import Kv
 from snapd.lockspace.member import Member
-from snapd.lockspace.ports import Settings
+from snapd.lockspace.ports import Limits, Settings
 from snapd.lockspace.records import MemberRecord
 from snapd.messages import Message, Stop, Stopped
 from snapd.units import SECOND, SECTOR
@@ -55,7 +55,7 @@ class Control:
             incarnation,
             f"/run/{host.node}/lock",
             ttl=world.shape.ttl,
-            freeze_limit=2 * SECOND,
+            limits=Limits(2 * SECOND),
         )
         self.member = Member(settings, cast(Kv, self.client), self, self, self, self._proven)
         self.cluster = Cluster(self.member)

@@ -15,7 +15,7 @@ from uuid import uuid4
 from snapd.errors import CsnapError
 from snapd.lockspace.kv import Kv, Put, Range, Txn, prefix_end
 from snapd.lockspace.member import Member
-from snapd.lockspace.ports import Settings
+from snapd.lockspace.ports import Limits, Settings
 from snapd.lockspace.records import MemberRecord
 from snapd.messages import NL, Bumped, Done, FencedNotice, Grant, Message, Revoke, Serving, Stopped, Want
 from snapd.units import SECOND
@@ -131,7 +131,7 @@ class Host:
             incarnation or f"{node}-{uuid4().hex[:8]}",
             f"/run/{node}/lock",
             ttl=TTL,
-            freeze_limit=2 * SECOND,
+            limits=Limits(2 * SECOND),
         )
         self.kv = cast(Kv, HostKv(self, rig.etcd.client(self.settings.incarnation)))
         self.member = Member(self.settings, self.kv, self, self, self.fencer, lambda record: self.proven(record))

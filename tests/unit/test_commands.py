@@ -48,6 +48,7 @@ STATUS: dict[str, Any] = {
     "members": [{"node": "host-b", "state": "fencing", "by": "host-a"}],
     "io": {"connections": 1, "inflight": 0, "waiting": 0, "direct": True},
     "metrics": "127.0.0.1:9942",
+    "reload": {"needs_restart": ["[lockspace] lease_ttl"], "error": ""},
     "warnings": ["page cache used"],
     "version": "0.1.0",
 }
@@ -147,10 +148,27 @@ def test_status_for_people(capsys: pytest.CaptureFixture[str], config: str, daem
         "unsafe: it fences nobody",
         "host-b fencing (by host-a)",
         "waiting for fencing of host-b since 90.0 s, by host-a",
+        "restart  needed for [lockspace] lease_ttl",
         "warning  page cache used",
         "s1        active  1664/16384 256  10.2%  read-only  /dev/cow",
     ):
         assert words in shown
+
+
+def test_reload_tells_what_is_in_force_and_what_is_not(
+    capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon
+) -> None:
+    """0 if all is in force, 5 if something needs a restart: which, on standard error; --json has both lists."""
+    daemon.answer = {"applied": ["[lockspace] freeze_limit"], "needs_restart": []}
+    assert main(["reload", config]) == 0
+    assert capsys.readouterr() == ("in force: [lockspace] freeze_limit\n", "")
+    daemon.answer = {"applied": [], "needs_restart": ["[node] name"]}
+    assert main(["reload", config, "--json"]) == 5
+    out, err = capsys.readouterr()
+    assert (json.loads(out), err) == (daemon.answer, "csnap: needs a restart: [node] name\n")
+    daemon.answer = {"applied": [], "needs_restart": []}
+    assert main(["reload", config]) == 0
+    assert capsys.readouterr().out == "in force: nothing has changed\n"
 
 
 def test_status_for_programs(capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon) -> None:

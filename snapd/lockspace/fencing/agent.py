@@ -76,6 +76,10 @@ class Agent:
         self._fenced: set[str] = set()
         self._closed = threading.Event()
 
+    def configure(self, settings: AgentSettings) -> None:
+        """From the next attempt on; one that runs is left to end."""
+        self._settings = settings
+
     def fence(self, record: MemberRecord, done: Callable[[], None]) -> None:
         """Idempotent: an incarnation that is off already is not switched off again: its successor may be up."""
         if record.incarnation in self._fenced:
@@ -109,7 +113,7 @@ class Agent:
             reraise=True,
         )
         try:
-            retrying(run_agent, self._settings, node)
+            retrying(lambda: run_agent(self._settings, node))
         except AgentFailed:
             return  # closed, or forgotten
         self._tell(lambda: self._done(node, incarnation))

@@ -24,10 +24,14 @@ def make_fencer(
     """``config`` was checked: the method is a known one. ``granted``: the TTL in nanoseconds."""
     match config.method:
         case "agent":
-            return Agent(AgentSettings(config.agent, config.timeout, config.options, config.hosts), effects, post)
+            return Agent(agent_settings(config), effects, post)
         case "scsi-pr":
             return ScsiPr(preempter, timers, effects)
         case "watchdog":
             return Watchdog(granted, timers, effects)
         case _:
             return Unsafe(effects)
+
+
+def agent_settings(config: FencingConfig) -> AgentSettings:
+    return AgentSettings(config.agent, config.timeout, config.options, config.hosts)
