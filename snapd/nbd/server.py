@@ -133,9 +133,7 @@ class NbdServer:
             if queue:
                 self._serve_queue(which)
         self._consider_accepting()
-        words = self._words
-        words[counters.INFLIGHT] = desk.inflight
-        words[counters.OLDEST] = desk.oldest()
+        desk.settle()
         return self._progress or bool(desk.answered)
 
     def tick(self, now: int) -> None:

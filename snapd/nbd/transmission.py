@@ -20,7 +20,6 @@ answered: it becomes bytes again, as the client had sent it (``back``), and is s
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from errno import EINVAL, ENOSPC, EPERM, ESHUTDOWN
 from typing import Protocol
@@ -29,6 +28,7 @@ from snapd import counters
 from snapd.clock import Clock
 from snapd.nbd import wire
 from snapd.nbd.handshake import Opened
+from snapd.nbd.lots import Lots
 from snapd.nbd.wire import Drop, error_on_the_wire
 from snapd.units import SECOND
 from snapd.volume.request import FLUSH, READ, TRIM, WRITE, ZERO, Request
@@ -62,7 +62,6 @@ _CHANGES = (wire.CMD_WRITE, wire.CMD_TRIM, wire.CMD_WRITE_ZEROES)
 _REQUEST_SIZE, _REQUEST_MAGIC, _MAX_REQUEST = wire.REQUEST.size, wire.REQUEST_MAGIC, wire.MAX_REQUEST
 _DATA_CHUNK = wire.DATA_CHUNK.pack
 _STRUCTURED, _DONE, _OFFSET_DATA = wire.STRUCTURED_REPLY_MAGIC, wire.REPLY_FLAG_DONE, wire.REPLY_TYPE_OFFSET_DATA
-_LAST_BUCKET = counters.BUCKETS - 1
 _OK = wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, b"")[:8]
 
 
@@ -88,21 +87,20 @@ class Desk:
         self.clock = clock
         self.now = clock()  # of this turn: durations are measured by it, one look at the clock for all
         self.inflight = 0
-        self.order: deque[Request] = deque()  # as received; answered ones have ``started`` 0
+        self.lots = Lots(words)
         self.slow = NEVER  # ns from which on a request's time is asked about
         self.on_slow: Callable[[Request, int], None] = lambda request, error: None
         self.on_late: Callable[[Request], None] = lambda request: None
         self.answered: list[Transmission] = []  # those whose ``out`` is no longer empty
         self.taking_back = False  # stopping: another process will serve what cannot be served now
 
-    def oldest(self) -> int:
-        """Return when the oldest unanswered request was received; 0: there is none."""
-        order = self.order
-        while order and not order[0].started:
-            order.popleft()
-        if len(order) > 2 * self.inflight + 1024:  # one slow request at the front, many answered behind it
-            order = self.order = deque(request for request in order if request.started)
-        return order[0].started if order else 0
+    def settle(self) -> None:
+        """Count what this turn has answered, and what is left."""
+        words, lots = self.words, self.lots
+        if lots.fresh:
+            lots.settle(self.now)
+        words[counters.INFLIGHT] = self.inflight
+        words[counters.OLDEST] = lots.oldest()
 
 
 class Transmission:
@@ -160,7 +158,8 @@ class Transmission:
         if end - position < _REQUEST_SIZE or self.room or self.skip or self.ending:
             return position
         desk, export, size, mask, unpack = self._desk, self.export, self._size, self._mask, wire.REQUEST.unpack_from
-        take, submit, append, finish = desk.take, desk.submit, desk.order.append, self._finish
+        take, submit, finish = desk.take, desk.submit, self._finish
+        lot_kind = lot_length = -1
         now = desk.now = desk.clock()
         self.need = 0
         while end - position >= _REQUEST_SIZE and self.inflight < DEPTH:
@@ -187,7 +186,11 @@ class Transmission:
                 segments = taken
             position += _REQUEST_SIZE
             operation = _OPERATIONS[kind]
-            request = Request(export, operation, offset, length, segments, flags & 1 == 1, finish, self, cookie)
+            if length != lot_length or kind != lot_kind:
+                lot_kind, lot_length = kind, length
+                lot = desk.lots.open(self._rows[operation], length, now)
+                append = lot.requests.append
+            request = Request(export, operation, offset, length, segments, flags & 1 == 1, finish, lot, cookie)
             request.started = now
             append(request)
             self.inflight += 1
@@ -289,12 +292,12 @@ class Transmission:
         operation, segments = request.operation, request.segments
         self.inflight -= 1
         desk.inflight -= 1
-        row, words, took = self._rows[operation], desk.words, desk.now - request.started
-        words[row] += 1  # counters.note, written out: it is called for every request
-        words[row + 1] += request.length
-        words[row + 2] += took
-        words[row + 3 + min(took.bit_length(), _LAST_BUCKET)] += 1
-        if took >= desk.slow:
+        lot = request.lot
+        answered = lot.answered
+        lot.answered = answered + 1
+        if not answered:
+            desk.lots.fresh.append(lot)
+        if desk.now - request.started >= desk.slow:
             desk.on_slow(request, error)
         request.started = 0
         if error:
@@ -365,6 +368,7 @@ class Transmission:
         self.inflight -= 1
         self._desk.inflight -= 1
         request.started = 0
+        request.lot.gone += 1
         if request.segments:
             self._desk.give(request.segments)
 

@@ -18,7 +18,7 @@ class Request:
     done: called exactly once with the request and 0 or a positive errno. May be called inside submit().
     """
 
-    __slots__ = ("cursor", "done", "error", "export", "fua", "left", "length", "offset", "operation", "owner",
+    __slots__ = ("cursor", "done", "error", "export", "fua", "left", "length", "lot", "offset", "operation",
                  "segments", "started", "tag", "timeline")  # fmt: skip
 
     def __init__(
@@ -30,7 +30,7 @@ class Request:
         segments: Sequence[tuple[int, int]],
         fua: bool,
         done: Callable[[Request, int], None],
-        owner: Any = None,
+        lot: Any = None,
         tag: Any = None,
     ) -> None:
         self.export = export
@@ -40,7 +40,7 @@ class Request:
         self.segments = segments
         self.fua = fua
         self.done = done
-        self.owner = owner  # of the server: the connection
+        self.lot = lot  # of the server: what it is counted with
         self.tag = tag  # of the server: the cookie
         self.left = 0  # of the volume: parts not finished
         self.error = 0

@@ -177,6 +177,7 @@ class Table:
         again, self._invalidating = self._invalidating, []
         for message in again:
             self.invalidate(message)
+        self._volume.publish()
         devices = [self._volume.origin]
         for snapshot in self._volume.snapshots.values():
             self._publish(snapshot)

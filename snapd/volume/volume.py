@@ -91,8 +91,8 @@ class Volume:
         self.stalled = False
         self.failed = 0  # an errno: fenced, or stopping without locks: everything is answered with it
         self.on_drained: Callable[[], None] = lambda: None
-        self.running = 0
-        self._admitted = 0  # requests that found the table held and admitting
+        self._begun = self._ended = 0  # uses of the table: parts, and whatever else
+        self._others = 0  # of those begun: what is no request that found the table held and admitting
         self._waiting: deque[Part] = deque()  # until the table is granted, or the lease stands again
         self._blocked: deque[Part] = deque()  # until a store or a copy buffer can serve them
         self._deferred: list[Callable[[], None]] = []
@@ -126,8 +126,7 @@ class Volume:
     def submit(self, request: Request) -> None:
         export, operation = request.export, request.operation
         if operation == READ and export is self.origin_export and self.admitting and len(request.segments) == 1:
-            self.running += 1  # the hot path: no lock but the table's, one operation
-            self._admitted += 1
+            self._begun += 1  # the hot path: no lock but the table's, one operation
             where, length = request.segments[0]
             self.engine.read(self.origin, where, length, request.offset, self._when_read, request)
             return
@@ -140,7 +139,7 @@ class Volume:
         if self.failed:
             request.done(request, self.failed)
             return
-        self._admitted += self.admitting
+        self._others -= self.admitting
         request.left = 1  # this loop itself
         request.cursor = 0
         if operation == ZERO:
@@ -154,9 +153,9 @@ class Volume:
         self._part_done(request, 0)
 
     def _origin_read(self, request: Request, error: int) -> None:
-        self.running -= 1
+        self._ended += 1
         request.done(request, error)
-        if not self.running and self.frozen:
+        if self.frozen and not self.running:
             self.on_drained()
 
     def _split(self, request: Request) -> list[Part]:
@@ -193,10 +192,15 @@ class Volume:
 
     # ---- parts
 
+    @property
+    def running(self) -> int:
+        """Uses of the table that have begun and not ended."""
+        return self._begun - self._ended
+
     def start(self, part: Part) -> None:
         """Run the part, or queue it until I/O is admitted."""
         if self.admitting:
-            self.running += 1
+            self.begin_use()
             self.router.route(part)
         elif self.failed:
             self._part_done(part.request, self.failed)
@@ -213,21 +217,22 @@ class Volume:
         """A running part is done (its ``error`` says how)."""
         if part.timeline is not None:
             part.request.timeline = part.timeline
-        self.running -= 1
+        self._ended += 1
         self._part_done(part.request, part.error or self.failed)
         self._check_drained()
 
     def pause(self, part: Part) -> None:
         """A running part has nothing in flight any more and is about to be put into a queue by the caller."""
-        self.running -= 1
+        self._ended += 1
         self._check_drained()
 
     def begin_use(self) -> None:
-        """Something else than a part uses the table: it is not given back meanwhile."""
-        self.running += 1
+        """A part, or something else, uses the table: it is not given back meanwhile."""
+        self._begun += 1
+        self._others += 1
 
     def end_use(self) -> None:
-        self.running -= 1
+        self._ended += 1
         self._check_drained()
 
     def block(self, part: Part, snapshot: Snapshot | None = None) -> None:
@@ -304,7 +309,7 @@ class Volume:
             self.wake()
 
     def _check_drained(self) -> None:
-        if not self.running and self.frozen:
+        if self.frozen and not self.running:
             self.on_drained()
 
     # ---- the turn of the loop
@@ -321,7 +326,10 @@ class Volume:
             deferred, self._deferred = self._deferred, []
             for call in deferred:
                 call()
-        self.words[TABLE_USES] = self._admitted
+
+    def publish(self) -> None:
+        """Now and then: what changes with every request, into the counters page."""
+        self.words[TABLE_USES] = self._begun - self._others
         self.words[counters.WAITING] = len(self._waiting) + len(self._blocked) + self.regions.waiting
 
     def fail_all(self, error: int) -> None:

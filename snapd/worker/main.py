@@ -219,7 +219,7 @@ class Worker:
             if now >= next_tick:
                 next_tick = now + TICK
                 self._table.tick()
-                self._stages.tick(desk.order, volume)
+                self._stages.tick(desk.lots.unanswered(), volume)
                 if self._accepting:
                     self._server.tick(now)
             words[counters.HEARTBEAT] = now

@@ -24,6 +24,7 @@ def corruptions(words: memoryview) -> dict[str, int]:
 
 
 def uses(host: Host) -> dict[tuple[str, str], int]:
+    host.volume.publish()
     return {use: host.words[at] for use, at in counters.CACHED.items() if host.words[at]}
 
 

@@ -170,7 +170,7 @@ def test_who_waits_for_memory_is_served_in_order(rig: Rig) -> None:
         rig.turns()
     order = []
     while rig.server.volume.held:
-        order.append(rig.server.volume.held[0].owner)
+        order.append(rig.server.volume.held[0].done.__self__)
         rig.server.volume.release(1)
         rig.turns()
     assert len(order) == 24

@@ -291,16 +291,18 @@ def test_the_oldest_request_is_known() -> None:
     peer = Peer(small=64)
     peer.volume.hold = True
     peer.say(request(READ_C, 0, 512, 1))
-    assert peer.desk.oldest() == 1000
+    assert peer.desk.lots.oldest() == 1000
     peer.now = 2000
     for _ in range(3000):
         peer.say(request(READ_C, 0, 512, 2))
         peer.volume.held.rotate()
         peer.volume.release(1)
         peer.answers()
-    assert peer.desk.oldest() == 1000 and len(peer.desk.order) < 1100
+        peer.desk.settle()
+    assert peer.desk.lots.oldest() == 1000 and len(list(peer.desk.lots.unanswered())) == 1
     peer.volume.release()
-    assert peer.desk.oldest() == 0
+    peer.desk.settle()
+    assert peer.desk.lots.oldest() == 0
 
 
 def test_byte_by_byte_it_comes_to_the_same() -> None:

@@ -1,0 +1,266 @@
+"""What counting costs on the I/O path: the same requests through the same code, with and without what counts them.
+
+    python -m bench.metrics_cost [--depth 16] [--batches 3000] [--runs 5] [--rw read|write] [--structured]
+
+Two copies of snapd are loaded into one process: one as it is, one with REMOVED taken out of its source. Each has an
+NBD server, a volume without snapshots, the AIO engine and an origin in /dev/shm. A batch of ``depth`` requests of 4 KiB
+is sent, and the thread's processor time of serving it is measured; the two take turns batch by batch, so that both meet
+the same machine. Printed for each run: the medians of a request, and their difference. --same loads the same code
+twice: what the method itself is worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shutil
+import socket
+import statistics
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BLOCK = 4096
+SIZE = 64 << 20
+CHUNK = 16 << 10
+FOREVER = 1 << 62
+
+REMOVED: tuple[tuple[str, str, str], ...] = (
+    # the NBD server: a request's time, its bytes, the oldest
+    ("nbd/transmission.py", "        now = desk.now = desk.clock()\n", "        now = 1\n"),
+    (
+        "nbd/transmission.py",
+        "            if length != lot_length or kind != lot_kind:\n"
+        "                lot_kind, lot_length = kind, length\n"
+        "                lot = desk.lots.open(self._rows[operation], length, now)\n"
+        "                append = lot.requests.append\n",
+        "",
+    ),
+    ("nbd/transmission.py", "finish, lot, cookie)", "finish, None, cookie)"),
+    ("nbd/transmission.py", "            append(request)\n", ""),
+    (
+        "nbd/transmission.py",
+        "        lot = request.lot\n"
+        "        answered = lot.answered\n"
+        "        lot.answered = answered + 1\n"
+        "        if not answered:\n"
+        "            desk.lots.fresh.append(lot)\n",
+        "",
+    ),
+    ("nbd/server.py", "        desk.settle()\n", ""),
+    # the volume: cached uses of locks
+    ("volume/volume.py", "        self._others -= self.admitting\n", ""),
+    ("volume/volume.py", "        self._others += 1\n", ""),
+    # the engine: operations on the devices
+    ("blockdev/aio.py", "            self._marks[slot] = self._kick | device.read_row\n", ""),
+    ("blockdev/aio.py", "            self._marks[slot] = self._write_kick | device.write_row\n", ""),
+    ("blockdev/aio.py", "            self._start(gated, now or self._clock())\n", ""),
+    ("blockdev/aio.py", "        marks, now = self._marks, self._clock()\n        mark = same = 0\n", ""),
+    (
+        "blockdev/aio.py",
+        "            if marks[slot] == mark:\n"
+        "                same += 1\n"
+        "            else:\n"
+        "                if same:\n"
+        "                    self._count(mark, same, now)\n"
+        "                mark, same = marks[slot], 1\n",
+        "",
+    ),
+    ("blockdev/aio.py", "        self._count(mark, same, now)\n        return count\n", "        return count\n"),
+)
+
+
+def take_out(package: Path) -> None:
+    """Change the copy in ``package``: REMOVED is gone. Raises LookupError for what is not there any more."""
+    for name, text, instead in REMOVED:
+        path = package / name
+        source = path.read_text()
+        if text not in source:
+            raise LookupError(f"{name} has no {text!r}")
+        path.write_text(source.replace(text, instead))
+
+
+class Copy:
+    """One copy of snapd: its modules by name."""
+
+    def __init__(self, directory: Path, changed: bool) -> None:
+        shutil.copytree(ROOT / "snapd", directory / "snapd", ignore=shutil.ignore_patterns("__pycache__"))
+        if changed:
+            take_out(directory / "snapd")
+        before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "snapd"}
+        for name in before:
+            del sys.modules[name]
+        sys.path.insert(0, str(directory))
+        importlib.invalidate_caches()
+        names = (
+            "counters",
+            "blockdev.aio",
+            "blockdev.arena",
+            "blockdev.device",
+            "nbd.listener",
+            "nbd.server",
+            "nbd.wire",
+        )
+        names += ("volume.volume", "worker.loop", "clock")
+        self._modules = {name: importlib.import_module(f"snapd.{name}") for name in names}
+        sys.path.remove(str(directory))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "snapd"]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+    def __getitem__(self, name: str) -> ModuleType:
+        return self._modules[name]
+
+
+class Served:
+    """A volume of a copy, served; and its client. The turn is that of worker.main."""
+
+    def __init__(self, copy: Copy, directory: Path, origin: Path, arguments: argparse.Namespace) -> None:
+        counters, aio, arena, device, server, volume, loop, clock = (
+            copy[name]
+            for name in (
+                "counters", "blockdev.aio", "blockdev.arena", "blockdev.device", "nbd.server", "volume.volume",
+                "worker.loop", "clock",
+            )
+        )  # fmt: skip
+        memory = arena.Arena(96 << 20)
+        self.words = memoryview(bytearray(counters.PAGE_BYTES)).cast("Q")
+        self._heartbeat = counters.HEARTBEAT
+        self.engine = aio.AioEngine(memory, words=self.words)
+        pool = arena.SlotPool(memory, 256, 64 << 10, 34, 1 << 20)
+        self.device = device.open_device(str(origin), exclusive=False, backend="origin")
+        geometry = volume.Geometry(CHUNK, SIZE, 16)
+        self.volume = volume.Volume(
+            self.engine, self.device, geometry, lambda message: None, lambda: True, clock.boottime, self.words
+        )
+        self.volume.held = True
+        self.volume.thaw()
+        self.loop = loop.Loop()
+        self._listener = copy["nbd.listener"].listen(str(directory / "nbd.sock"), 0o600)
+        self.server = server.NbdServer(self._listener, self.loop, self.volume, pool, memory, self.words, clock.boottime)
+        self.loop.register(self.engine.fileno(), loop.READABLE, lambda events: None)
+        self.server.open()
+        self._clock = clock.boottime
+        self._again = False
+        self.sent = self._requests(arguments)
+        self._reply = arguments.depth * (20 + 8 if arguments.structured else 16)
+        if arguments.rw == "read":
+            self._reply += arguments.depth * BLOCK
+        self._buffer = bytearray(1 << 20)
+        self._sock = self._connect(copy["nbd.wire"], str(directory / "nbd.sock"), arguments.structured)
+
+    @staticmethod
+    def _requests(arguments: argparse.Namespace) -> bytes:
+        kind, payload = (0, b"") if arguments.rw == "read" else (1, bytes(BLOCK))
+        heads = (
+            struct.pack(">IHHQQI", 0x25609513, 0, kind, cookie, cookie * 37 % 16384 * BLOCK, BLOCK)
+            for cookie in range(arguments.depth)
+        )
+        return b"".join(head + payload for head in heads)
+
+    def _connect(self, wire: Any, path: str, structured: bool) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, 4 << 20)
+        sock.connect(path)
+        hello = wire.CLIENT_FLAGS.pack(3)
+        if structured:
+            hello += wire.OPTION.pack(wire.OPTION_MAGIC, wire.OPT_STRUCTURED_REPLY, 0)
+        sock.sendall(hello + wire.OPTION.pack(wire.OPTION_MAGIC, wire.OPT_EXPORT_NAME, 0))
+        left = wire.GREETING.size + wire.EXPORT_SIZE.size + (wire.OPTION_REPLY.size if structured else 0)
+        sock.setblocking(False)
+        while left:
+            self.turn()
+            try:
+                left -= len(sock.recv(left))
+            except BlockingIOError:
+                continue
+        return sock
+
+    def turn(self) -> None:
+        """As in worker.main."""
+        volume, engine = self.volume, self.engine
+        self.loop.turn(0)
+        now = self.server.desk.now = self._clock()
+        volume.set_stalled(now >= FOREVER)
+        engine.kick(now)
+        while engine.reap():
+            volume.end_turn()
+            engine.kick()
+        volume.end_turn()
+        engine.kick()
+        self._again = self.server.end_turn(now)
+        self.words[self._heartbeat] = now
+
+    def batch(self) -> float:
+        """Serve one batch; return the seconds of processor time that it took."""
+        self._sock.sendall(self.sent)
+        left, spent = self._reply, 0.0
+        while left:
+            begun = time.thread_time()
+            self.turn()
+            spent += time.thread_time() - begun
+            try:
+                left -= self._sock.recv_into(self._buffer)
+            except BlockingIOError:
+                continue
+        return spent
+
+    def close(self) -> None:
+        self._sock.close()
+        self.turn()
+        self.engine.close()
+        self.device.close()
+        self.server.stop()
+
+
+def measure(arguments: argparse.Namespace) -> list[float]:
+    """Print each run; return the differences in microseconds of a request."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        directory = Path(name)
+        served = []
+        for which, changed in (("counted", False), ("plain", not arguments.same)):
+            (directory / which).mkdir()
+            origin = directory / which / "origin"
+            with open(origin, "wb") as file:
+                file.write(bytes(SIZE))
+            served.append(Served(Copy(directory / which, changed), directory / which, origin, arguments))
+        for _ in range(300):
+            for each in served:
+                each.batch()
+        differences = []
+        scale = 1e6 / arguments.depth
+        for _ in range(arguments.runs):
+            times: tuple[list[float], list[float]] = ([], [])
+            for index in range(arguments.batches):
+                for which in (0, 1) if index % 2 else (1, 0):
+                    times[which].append(served[which].batch() * scale)
+            counted, plain = (statistics.median(each) for each in times)
+            differences.append(counted - plain)
+            print(f"counted {counted:6.3f} us, plain {plain:6.3f} us: {counted - plain:6.3f} us", flush=True)
+        for each in served:
+            each.close()
+        return differences
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--depth", type=int, default=16)
+    parser.add_argument("--batches", type=int, default=3000)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--rw", choices=("read", "write"), default="read")
+    parser.add_argument("--structured", action="store_true")
+    parser.add_argument("--same", action="store_true")
+    arguments = parser.parse_args()
+    found = measure(arguments)
+    print(f"depth {arguments.depth}, {arguments.rw}: {statistics.median(found):.3f} us a request (median of runs)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
