@@ -6,15 +6,8 @@
     3. worker                         started by exec, before anything of gRPC is imported
     4. Hello -> etcd, its version, the volume's record compared with the origin (opening.py)
     5. member, cluster                joins; serves when the worker says so: READY=1
-    6. SIGTERM, SIGINT                Stop -> Stopped -> member.leave -> exit 0, within STOP_LIMIT whatever hangs
+    6. SIGTERM, SIGINT                Stop -> Stopped -> member.leave -> exit 0, within 10 s whatever hangs (ending.py)
        SIGHUP                         the file is read again (reloading.py)
-
-The end of a daemon that stops: t = 0 the signal; the worker answers what it has got, by 6 s at the latest by failing
-what waits (2 s without a lease), and ends by 8 s; then leaving has until LEAVE_END; at STOP_LIMIT the process ends.
-
-    until  8.3 s  WORKER_END   the worker has stopped, or is killed and nothing is released
-    until  9.1 s  LEAVE_END    everything is released, or left to recovery
-    until  9.3 s  STOP_LIMIT   out; closing takes a moment
 
 No module but lockspace.etcd* knows gRPC, and it is imported here only after the worker has been started.
 """
@@ -42,12 +35,14 @@ from snapd.daemon.admin import AdminServer, Reply
 from snapd.daemon.background import in_thread
 from snapd.daemon.confirming import confirm
 from snapd.daemon.effects import Outlet
+from snapd.daemon.ending import Ending
+from snapd.daemon.fdstore import find_store, inherited, shut_down
 from snapd.daemon.fencing import Guard, described, make_guard
 from snapd.daemon.helperproc import HelperProcess
 from snapd.daemon.host import boot_id, machine_id
 from snapd.daemon.lockfile import LockFile
 from snapd.daemon.log import Log
-from snapd.daemon.loop import Loop, Timer
+from snapd.daemon.loop import Loop
 from snapd.daemon.metrics import CsnapCollector, Observations, Sample
 from snapd.daemon.notify import Freshness, Notifier, find_notify, watchdog_interval
 from snapd.daemon.observed import ObservedKv
@@ -62,20 +57,14 @@ from snapd.lockspace.fencing.factory import make_fencer
 from snapd.lockspace.member import Member
 from snapd.lockspace.ports import ACTIVE, ERROR, FENCED, INFO, LEAVING, NOTICE, WARNING, Settings
 from snapd.lockspace.records import FormatRecord
-from snapd.messages import Fatal, Hello, Message, Notice, Stop, Stopped
+from snapd.messages import Fatal, Hello, Message, Notice, Stopped
 from snapd.units import SECOND
 from snapd.worker.launch import WorkerSettings
 
 LOCK_AGAIN = SECOND // 10
-WORKER_END = 83 * SECOND // 10
-LEAVE_END = 91 * SECOND // 10
-LEAVE_LIMIT = 5 * SECOND
-"""An etcd that has not answered for so long does not in the next seconds either."""
-
 EXIT_FENCED = 4
 """Of the worker: a device refused it a write, because its host's reservation key is gone."""
 
-STOP_LIMIT = 93 * SECOND // 10
 FENCED_LIMIT = 4 * SECOND
 """For a fenced worker to fail its requests and end."""
 
@@ -101,6 +90,8 @@ class Daemon:
             self._loop, find_notify(), watchdog_interval(), self._stale, lambda: status.line(self._view)
         )
         self._reloading = Reloading(config, self._loop, self._log, self._view, self._notifier)
+        self._store = find_store()
+        self._ending = Ending(self._loop, self._log, self._store)
         self._closers: list[Callable[[], None]] = []
         self._worker: Worker | None = None
         self._hello: Hello | None = None
@@ -112,9 +103,6 @@ class Daemon:
         self._fatal = ""
         self._last_stale = ""
         self._ready = False
-        self._stopping_since = 0
-        self._left = self._let_go = False
-        self._stop_timer: Timer | None = None
         self._error: CsnapError | None = None
 
     # ---- the beginning
@@ -126,6 +114,8 @@ class Daemon:
         self._loop.call_at(0, self._try_lock)
         try:
             self._loop.run()
+            if self._error is None:
+                self._ending.hand_over()
         except Refused as error:
             self._error = error
         finally:
@@ -135,7 +125,7 @@ class Daemon:
             self._loop.close()
         if self._error is not None:
             raise self._error
-        self._log(NOTICE, "stopped", {"clean": self._left})
+        self._log(NOTICE, "stopped", {"clean": self._ending.left})
 
     def _try_lock(self, waited: bool = False) -> None:
         if self._lock.take():
@@ -159,7 +149,9 @@ class Daemon:
         self._closers.append(self._unguard)
         metrics = self._config.metrics
         listener = endpoint.listen(metrics.host, metrics.port) if metrics.host else None
-        worker = self._worker = Worker(self._loop, self._settings(), self._lock.fd, self._receive, self._worker_ended)
+        worker = self._worker = Worker(
+            self._loop, self._settings(), self._lock.fd, self._receive, self._worker_ended, self._taken()
+        )
         self._closers.append(worker.close)
         self._journal.start()
         self._view.words = worker.words
@@ -169,6 +161,15 @@ class Daemon:
             CsnapCollector(registry, self._observations, worker.words, endpoint.Sampler(self._loop, self._sample))
             self._closers.append(endpoint.Endpoint(listener, registry).close)
         self._log(NOTICE, "started", {"version": __version__, "volume": self._config.volume.name, "worker": worker.pid})
+
+    def _taken(self) -> list[int]:
+        """What the process before this one has left of its clients."""
+        taken = inherited()
+        if taken and (self._store is None or not self._store.forget()):
+            self._log(ERROR, "not_taken_over", {"why": "systemd has not confirmed that it has forgotten them"})
+            shut_down(taken)
+            return []
+        return taken
 
     def _settings(self) -> WorkerSettings:
         volume = self._config.volume
@@ -206,7 +207,7 @@ class Daemon:
         self._opening.begin()
 
     def _opened(self, record: FormatRecord | CsnapError) -> None:
-        if self._stopping_since or self._error is not None:
+        if self._ending.begun or self._error is not None:
             return
         if isinstance(record, CsnapError):
             self._ended(record)
@@ -222,7 +223,7 @@ class Daemon:
 
     def _join(self, outcome: CsnapError | None) -> None:
         """The helper answers, if one is needed."""
-        if self._stopping_since or self._error is not None:
+        if self._ending.begun or self._error is not None:
             return
         if outcome is not None:
             self._ended(outcome)
@@ -274,7 +275,7 @@ class Daemon:
     def _receive(self, message: Message) -> None:
         """A message of the worker."""
         if isinstance(message, Hello):
-            if not self._stopping_since:
+            if not self._ending.begun:
                 self._greeted(message)
         elif isinstance(message, Notice):
             self._log(message.priority, message.event, dict(message.fields))
@@ -282,8 +283,8 @@ class Daemon:
             self._fatal = message.reason
         elif self._view.member is not None:
             self._view.member.receive(message)
-        if isinstance(message, Stopped):
-            self._worker_stopped()
+        if isinstance(message, Stopped) and self._error is None:
+            self._ending.worker_stopped(self._view.member, self._guard)
 
     def _told(self, message: Message) -> None:
         """What the guard answers in the worker's place."""
@@ -315,16 +316,16 @@ class Daemon:
             self._worker.kill()
 
     def _worker_ended(self, code: int) -> None:
-        self._log(INFO if self._stopping_since else ERROR, "worker_ended", {"code": code})
+        self._log(INFO if self._ending.begun else ERROR, "worker_ended", {"code": code})
         if self._error is None and code == EXIT_FENCED:
             self._error = Fenced(self._fatal or "the worker was fenced")
             self._log(ERROR, "fenced", {"error": self._error})
         elif self._error is None and code:
             reason = self._fatal or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
             self._error = CsnapError(f"the worker ended: {reason}")
-        elif self._error is None and not self._stopping_since:
+        elif self._error is None and not self._ending.begun:
             self._error = CsnapError("the worker ended without being told to")
-        if self._error is not None or self._let_go or self._view.member is None:
+        if self._error is not None or self._ending.let_go or self._view.member is None:
             self._loop.stop()
 
     def _warn(self, text: str) -> None:
@@ -335,53 +336,19 @@ class Daemon:
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: it ends anyway
-            self._loop.call_soon_threadsafe(lambda: self._stop(signal.Signals(number).name))
+            self._loop.call_soon_threadsafe(lambda: self._stop(signal.Signals(number).name, number == signal.SIGTERM))
 
     def _told_to_reload(self, number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._reloading.signalled)
 
-    def _stop(self, why: str) -> None:
-        if self._stopping_since:
+    def _stop(self, why: str, hand_over: bool) -> None:
+        if self._ending.begun:
             return
-        self._stopping_since = self._loop.now()
         self._notifier.stopping()
         self._log(NOTICE, "stopping", {"why": why})
         self._view.state, self._view.why = LEAVING, ""
-        if self._worker is None or not self._worker.alive:
-            self._loop.stop()
-            return
-        self._worker.send(Stop())
-        self._stop_timer = self._loop.call_later(WORKER_END, self._worker_hangs)
-        self._loop.call_later(STOP_LIMIT, self._loop.stop)
-
-    def _worker_hangs(self) -> None:
-        assert self._worker is not None
-        self._log(ERROR, "worker_does_not_stop", {"pid": self._worker.pid})
-        self._worker.kill()  # its death is an error: nothing was released, and recovery has to do it
-
-    def _worker_stopped(self) -> None:
-        """Stopped: nothing is in flight and nothing is used any more."""
-        if self._stop_timer is not None:
-            self._stop_timer.cancel()
-        if self._view.member is None or self._error is not None:
-            return
-        left = self._stopping_since + LEAVE_END - self._loop.now()
-        self._view.member.leave(self._gone, max(SECOND // 2, min(LEAVE_LIMIT, left)))
-
-    def _gone(self, clean: bool) -> None:
-        self._left = True
-        if not clean:
-            self._log(WARNING, "not_released", {"why": "etcd did not answer in time; others, or the next start, will"})
-        if clean and self._guard is not None:
-            self._guard.left(self._out)
-        else:
-            self._out()
-
-    def _out(self) -> None:
-        self._let_go = True
-        if self._worker is None or not self._worker.alive:
-            self._loop.stop()
+        self._ending.begin(self._worker, hand_over)
 
     def _unguard(self) -> None:
         if self._guard is not None and self._worker is not None:

@@ -14,13 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import snapd
 from snapd.daemon.loop import Loop
 from snapd.errors import Refused
-from snapd.messages import Message
+from snapd.messages import HandedOver, Message
 from snapd.units import SECOND
 from snapd.worker.channel import Channel
 from snapd.worker.launch import Descriptors, WorkerSettings, settings_descriptor
@@ -43,7 +43,10 @@ def _die_with_parent() -> None:
 
 
 class Worker:
-    """``receive`` gets every message, ``died`` the exit code, once (negative: the signal)."""
+    """``receive`` gets every message, ``died`` the exit code, once (negative: the signal).
+
+    taken: descriptors that an older worker has left; the new one gets them, and they are closed here.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Worker:
         lock: int,
         receive: Callable[[Message], None],
         died: Callable[[int], None],
+        taken: Sequence[int] = (),
     ) -> None:
         self._loop = loop
         self._died = died
@@ -60,7 +64,7 @@ class Worker:
         trace_fd, self.trace = create_trace()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings_fd = settings_descriptor(settings)
-        given = Descriptors(theirs.fileno(), deadline_fd, counters_fd, trace_fd, lock, settings_fd)
+        given = Descriptors(theirs.fileno(), deadline_fd, counters_fd, trace_fd, lock, settings_fd, tuple(taken))
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "snapd.worker", *given.arguments()],
@@ -74,7 +78,7 @@ class Worker:
             raise Refused(f"the worker cannot be started: {error.strerror}") from error
         finally:
             theirs.close()
-            for fd in (deadline_fd, counters_fd, trace_fd, settings_fd):
+            for fd in (deadline_fd, counters_fd, trace_fd, settings_fd, *taken):
                 os.close(fd)
         self.pid = self._process.pid
         self.alive = True
@@ -83,7 +87,9 @@ class Worker:
         self._closed = False
         self._sock: socket.socket | None = ours
         self._pidfd = os.pidfd_open(self.pid)
-        self._channel = Channel(ours, loop, receive, self._hung_up)
+        self._receive = receive
+        self._handed = 0
+        self._channel = Channel(ours, loop, self._received, self._hung_up)
         loop.register(self._pidfd, READABLE, self._exited)
 
     def send(self, message: Message) -> None:
@@ -94,6 +100,12 @@ class Worker:
     def set_deadline(self, deadline: int) -> None:
         """One aligned store: the worker reads the old value or the new one."""
         self._deadline[0] = deadline
+
+    def _received(self, message: Message) -> None:
+        if isinstance(message, HandedOver):
+            self._handed += message.count
+        else:
+            self._receive(message)
 
     def kill(self) -> None:
         """End it now; its death is reported as any other."""
@@ -112,6 +124,12 @@ class Worker:
                 self._process.wait(CLOSE_LIMIT)
             self._reap()
         self._hang_up()
+        while self._channel.descriptors:
+            os.close(self._channel.descriptors.pop())
+
+    def handed_over(self) -> list[int]:
+        """Return the descriptors of its clients; none if not all have come. They are closed with this object."""
+        return list(self._channel.descriptors) if len(self._channel.descriptors) == self._handed else []
 
     def _hung_up(self) -> None:
         """The channel is closed, as found by receiving or by sending: its process has ended, or is about to.

@@ -29,11 +29,11 @@ class NbdClient:
     def __init__(self, path: Path | str, export: str = "origin") -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(TIMEOUT)
-        self.sock.connect(os.fspath(path))
         self._next = 0
         self._lengths: dict[int, int] = {}
         self.early: dict[int, Reply] = {}
         try:
+            self.sock.connect(os.fspath(path))
             self._negotiate(export)
         except BaseException:
             self.sock.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from snapd import config
-from snapd.daemon import serve
+from snapd.daemon import ending, serve
 from snapd.units import SECOND
 from tests.systemd.units import UNITS, analyze, make_root, seconds, settings
 
@@ -62,7 +62,7 @@ def test_the_watchdog_bites_before_the_lease_ends() -> None:
 
 def test_systemd_waits_longer_than_a_stop_may_take() -> None:
     """The daemon ends by itself before it is killed, and tells its worker itself."""
-    assert seconds(DAEMON, "TimeoutStopSec") * SECOND > serve.STOP_LIMIT + SECOND
+    assert seconds(DAEMON, "TimeoutStopSec") * SECOND > ending.STOP_LIMIT + SECOND
     assert settings(DAEMON)["KillMode"] == ["mixed"]
 
 
