@@ -57,21 +57,43 @@ REMOVED: tuple[tuple[str, str, str], ...] = (
     ("volume/volume.py", "        self._others -= self.admitting\n", ""),
     ("volume/volume.py", "        self._others += 1\n", ""),
     # the engine: operations on the devices
-    ("blockdev/aio.py", "            self._marks[slot] = self._kick | device.read_row\n", ""),
-    ("blockdev/aio.py", "            self._marks[slot] = self._write_kick | device.write_row\n", ""),
-    ("blockdev/aio.py", "            self._start(gated, now or self._clock())\n", ""),
-    ("blockdev/aio.py", "        marks, now = self._marks, self._clock()\n        mark = same = 0\n", ""),
+    ("blockdev/aio.py", "done, arg, length, self._kick, device.read_row\n", "done, arg, length\n"),
+    ("blockdev/aio.py", "done, arg, length, self._write_kick, device.write_row\n", "done, arg, length\n"),
     (
         "blockdev/aio.py",
-        "            if marks[slot] == mark:\n"
+        "            self._kick[0] = now or self._clock()\n"
+        "            if gated:\n"
+        "                self._write_kick[0] = self._kick[0]\n"
+        "                self._write_kick = [0]\n"
+        "            self._kick = [0]\n",
+        "",
+    ),
+    (
+        "blockdev/aio.py",
+        "        calls, half, now = self._calls, self._slots // 2, self._clock()\n",
+        "        calls, half = self._calls, self._slots // 2\n",
+    ),
+    ("blockdev/aio.py", "        kick, row, same = self._kick, 0, 0\n", ""),
+    (
+        "blockdev/aio.py",
+        "            done, arg, want, its_kick, its_row = calls[slot]\n",
+        "            done, arg, want = calls[slot]\n",
+    ),
+    (
+        "blockdev/aio.py",
+        "            if its_kick is kick and its_row == row:\n"
         "                same += 1\n"
         "            else:\n"
         "                if same:\n"
-        "                    self._count(mark, same, now)\n"
-        "                mark, same = marks[slot], 1\n",
+        "                    self._count(row, same, now - kick[0])\n"
+        "                kick, row, same = its_kick, its_row, 1\n",
         "",
     ),
-    ("blockdev/aio.py", "        self._count(mark, same, now)\n        return count\n", "        return count\n"),
+    (
+        "blockdev/aio.py",
+        "        self._count(row, same, now - kick[0])\n        return count\n",
+        "        return count\n",
+    ),
 )
 
 

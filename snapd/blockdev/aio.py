@@ -19,8 +19,9 @@ difference *owed* = reaped - read from the eventfd: while that is positive the e
 for nothing and is read; were it negative, a wake-up would have been swallowed, so reap goes round again.
 
 Each operation is counted and timed, from the io_submit that took it to the reap that found it, with one clock a
-kick and one a reap. A slot remembers one number: which kick will take it, and its device's row of the counters page.
-What completes together with the same number is counted together (what that costs: docs/performance.md).
+kick and one a reap. A slot remembers its kick, a list that holds its time once it has been, and its device's row of the
+counters page. What completes together and was handed over together is counted together (what that costs:
+docs/performance.md).
 
 What was found on Linux 6.18, 6.1 alike by source: AIO FDSYNC and RWF_DSYNC work on ext4, tmpfs, loop and block
 devices; a kernel or file system that refuses RWF_DSYNC answers EOPNOTSUPP (EINVAL before 4.13), and the write
@@ -61,11 +62,6 @@ IOVEC = Struct("<QQ")
 MAX_PIECES = 16
 EVENT = Struct("<QQqq")  # data, iocb, result, result2
 
-KICK = 1 << counters.WORDS.bit_length()
-"""A slot's number is a multiple of this, the kick, and a row."""
-KICKS_KEPT = 4096
-"""Kicks whose time is remembered before those are looked for that nothing in flight belongs to."""
-
 HEAD, TAIL, MAGIC = 2, 3, 4  # words of the completion ring that io_setup maps: empty when head == tail
 RING_MAGIC = 0xA10A10A1
 UNKNOWN_RING = (0, 0, 0, 1)
@@ -93,6 +89,10 @@ def _memory(size: int) -> tuple[memoryview, int]:
     """Return zeroed memory and its address."""
     memory = bytearray(size)
     return memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def _nobody(arg: Any, error: int) -> None:
+    """The ``done`` of a slot that was never used."""
 
 
 def _setup(depth: int) -> int:
@@ -149,14 +149,10 @@ class AioEngine:
         self._waiting: deque[tuple[Any, ...]] = deque()  # calls that found no slot
         self._waiting_writes: deque[tuple[Any, ...]] = deque()
         self._refused: list[tuple[Done, Any, int]] = []  # what failed before or in io_submit
-        self._done: list[Any] = [None] * depth
-        self._arg: list[Any] = [None] * depth
-        self._want = [0] * depth
+        self._kick = [0]  # the next one that takes reads and flushes
+        self._write_kick = [0]  # ... and writes, which a shut gate may hold back
+        self._calls: list[tuple[Done, Any, int, list[int], int]] = [(_nobody, None, 0, self._kick, 0)] * depth
         self._device: list[Any] = [None] * depth  # of writes with FUA
-        self._marks = [0] * depth  # kick | row
-        self._kick = KICK  # the next one that takes reads and flushes
-        self._write_kick = KICK  # ... and writes, which a shut gate may hold back
-        self._began = {0: 0}  # when a kick was
         self._iocbs, self._iocbs_at = _memory(depth * IOCB_BYTES)
         self._iovecs, self._iovecs_at = _memory(depth * MAX_PIECES * IOVEC.size)
         self._events, events_at = _memory(depth * EVENT.size)
@@ -181,10 +177,7 @@ class AioEngine:
             self._waiting.append((self.read, device, where, length, offset, done, arg))
         else:
             slot = self._free.pop()
-            self._done[slot] = done
-            self._arg[slot] = arg
-            self._want[slot] = length
-            self._marks[slot] = self._kick | device.read_row
+            self._calls[slot] = done, arg, length, self._kick, device.read_row
             at = slot * IOCB_BYTES
             CALL.pack_into(self._iocbs, at + CALL_AT, 0, PREAD, 0, device.fd, self._base + where, length, offset)
             self._queue.append(self._iocbs_at + at)
@@ -207,10 +200,7 @@ class AioEngine:
                 else:
                     done, arg = self._then_flush, (device, done, arg)
             slot = self._free_writes.pop()
-            self._done[slot] = done
-            self._arg[slot] = arg
-            self._want[slot] = length
-            self._marks[slot] = self._write_kick | device.write_row
+            self._calls[slot] = done, arg, length, self._write_kick, device.write_row
             if flags:
                 self._device[slot] = device
             at = slot * IOCB_BYTES
@@ -234,10 +224,7 @@ class AioEngine:
             self._waiting_writes.append((self.write_gather, device, wheres, piece, offset, done, arg))
         else:
             slot = self._free_writes.pop()
-            self._done[slot] = done
-            self._arg[slot] = arg
-            self._want[slot] = length
-            self._marks[slot] = self._write_kick | device.write_row
+            self._calls[slot] = done, arg, length, self._write_kick, device.write_row
             base, iovecs = self._base, self._iovecs
             first = at = slot * MAX_PIECES * IOVEC.size
             for where in wheres:
@@ -254,10 +241,7 @@ class AioEngine:
             self._waiting.append((self.flush, device, done, arg))
             return
         slot = self._free.pop()
-        self._done[slot] = done
-        self._arg[slot] = arg
-        self._want[slot] = 0
-        self._marks[slot] = self._kick | device.flush_row
+        self._calls[slot] = done, arg, 0, self._kick, device.flush_row
         at = slot * IOCB_BYTES
         CALL.pack_into(self._iocbs, at + CALL_AT, 0, FDSYNC, 0, device.fd, 0, 0, 0)
         self._queue.append(self._iocbs_at + at)
@@ -287,7 +271,11 @@ class AioEngine:
             if not count:
                 return
             self._pointers[:count] = array("Q", batch)
-            self._start(gated, now or self._clock())
+            self._kick[0] = now or self._clock()
+            if gated:
+                self._write_kick[0] = self._kick[0]
+                self._write_kick = [0]
+            self._kick = [0]
             taken = _submit_call(SUBMIT, self._context, count, self._pointers_at)
             if taken == count:
                 self._handed += taken
@@ -309,23 +297,12 @@ class AioEngine:
             del reads[: taken - from_writes]
             self._restamp(batch[taken:])
 
-    def _start(self, writes: int, now: int) -> None:
-        """Remember when what is handed over now was."""
-        began, kick = self._began, self._kick
-        began[kick] = now
-        self._kick = kick + KICK  # never below that of the writes, which may have been held back
-        if writes:
-            began[self._write_kick] = now
-            self._write_kick = kick + KICK
-        if len(began) > KICKS_KEPT:
-            self._began = {kick: began.get(kick, now) for kick in {mark & -KICK for mark in self._marks}}
-
     def _restamp(self, addresses: list[int]) -> None:
         """These were not taken: the next kick takes them."""
         for address in addresses:
             slot = (address - self._iocbs_at) // IOCB_BYTES
-            kick = self._kick if slot < self._slots // 2 else self._write_kick
-            self._marks[slot] = kick | self._marks[slot] % KICK
+            done, arg, want, _, row = self._calls[slot]
+            self._calls[slot] = done, arg, want, self._kick if slot < self._slots // 2 else self._write_kick, row
 
     @staticmethod
     def _refill(waiting: deque[tuple[Any, ...]], free: list[int]) -> None:
@@ -342,7 +319,8 @@ class AioEngine:
         slot = (address - self._iocbs_at) // IOCB_BYTES
         self._release(slot)
         if not self._without_fua(slot, -error):
-            self._fail(self._done[slot], self._arg[slot], error)
+            done, arg, *_ = self._calls[slot]
+            self._fail(done, arg, error)
 
     def _release(self, slot: int) -> None:
         (self._free if slot < self._slots // 2 else self._free_writes).append(slot)
@@ -376,36 +354,34 @@ class AioEngine:
             return 0
         self._owed += count
         self._handed -= count
-        dones, args, wants, half = self._done, self._arg, self._want, self._slots // 2
+        calls, half, now = self._calls, self._slots // 2, self._clock()
         free, free_writes = self._free, self._free_writes
-        marks, now = self._marks, self._clock()
-        mark = same = 0
+        kick, row, same = self._kick, 0, 0
         for slot, _, result, _ in EVENT.iter_unpack(self._events[: count * 32]):
             if slot < half:
                 free.append(slot)
             else:
                 free_writes.append(slot)
-            if marks[slot] == mark:
+            done, arg, want, its_kick, its_row = calls[slot]
+            if its_kick is kick and its_row == row:
                 same += 1
             else:
                 if same:
-                    self._count(mark, same, now)
-                mark, same = marks[slot], 1
-            if result == wants[slot]:
-                dones[slot](args[slot], 0)
+                    self._count(row, same, now - kick[0])
+                kick, row, same = its_kick, its_row, 1
+            if result == want:
+                done(arg, 0)
             elif not self._without_fua(slot, result):
                 if result == -EBADE:
                     self.on_conflict()
-                dones[slot](args[slot], -result if result < 0 else EIO)
-        self._count(mark, same, now)
+                done(arg, -result if result < 0 else EIO)
+        self._count(row, same, now - kick[0])
         return count
 
-    def _count(self, mark: int, operations: int, now: int) -> None:
+    def _count(self, row: int, operations: int, took: int) -> None:
         """Count what was handed over and has completed together (counters.note_together, written out)."""
-        row = mark % KICK
         if row:
-            words, took = self._words, now - self._began[mark - row]
-            bucket = took.bit_length()
+            words, bucket = self._words, took.bit_length()
             words[row] += operations
             words[row + SUM] += operations * took
             words[row + HISTOGRAM + (bucket if bucket < BUCKETS else BUCKETS - 1)] += operations
@@ -417,7 +393,8 @@ class AioEngine:
             return False
         device = self._device[slot]
         device.fua = False
-        self.write(device, address - self._base, length, offset, self._done[slot], self._arg[slot], True)
+        done, arg, *_ = self._calls[slot]
+        self.write(device, address - self._base, length, offset, done, arg, True)
         return True
 
     def _then_flush(self, then: tuple[Any, Done, Any], error: int) -> None:
@@ -441,7 +418,7 @@ class AioEngine:
         for address in queued:
             slot = (address - self._iocbs_at) // IOCB_BYTES
             self._release(slot)
-            ended.append((self._done[slot], self._arg[slot]))
+            ended.append(self._calls[slot][:2])
         for call in waiting:
             ended.append(call[2:4] if call[0] == self.flush else call[5:7])
         for done, arg in ended:
