@@ -7,6 +7,7 @@
     [metrics]    optional: listen
     [fencing]    method; for "agent": agent, timeout, [fencing.options], [fencing.hosts.<node>]
                  for "watchdog": device, watchdog_timeout
+    [attach]     optional: device, dead_timeout
 
 Each section is a module of its own here: its dataclass, its checks, ``read``. Every error is a ConfigError that names
 file, section, key, value and what was expected. A key that nobody reads is an error too: a misspelt one would silently
@@ -20,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapd.config import export, fencing, lockspace, metrics, node, volume
+from snapd.config import attach, export, fencing, lockspace, metrics, node, volume
+from snapd.config.attach import AttachConfig
 from snapd.config.checks import NAME
 from snapd.config.export import ExportConfig
 from snapd.config.fencing import FencingConfig
@@ -34,6 +36,7 @@ from snapd.errors import ConfigError
 __all__ = [
     "DIRECTORY",
     "NAME",
+    "AttachConfig",
     "Config",
     "ExportConfig",
     "FencingConfig",
@@ -59,6 +62,7 @@ class Config:
     export: ExportConfig
     metrics: MetricsConfig
     fencing: FencingConfig
+    attach: AttachConfig
 
 
 def find(argument: str) -> Path:
@@ -95,6 +99,7 @@ def parse(path: Path, values: dict[str, Any]) -> Config:
         export.read(root.table("export")),
         metrics.read(root.table("metrics", optional=True)),
         fencing.read(root.table("fencing")),
+        attach.read(root.table("attach", optional=True)),
     )
     root.finish()
     return config

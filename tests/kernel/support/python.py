@@ -41,7 +41,7 @@ def files(*modules: str) -> dict[str, bytes]:
         path, place = Path(file), name.replace(".", "/")
         if path.suffix == ".py":
             place += "/__init__" if path.name == "__init__.py" else ""
-            found[f"{HOME}/{place}.pyc"] = _compiled(path)
+            found[f"{HOME}/{place}.pyc"] = compiled(path)
         else:
             found[f"{HOME}/{place.rpartition('/')[0]}/{path.name}"] = path.read_bytes()
             found |= _libraries(path)
@@ -58,7 +58,7 @@ def _thread_exit() -> dict[str, bytes]:
     return {path[1]: Path(path[1]).read_bytes()}
 
 
-def _compiled(path: Path) -> bytes:
+def compiled(path: Path) -> bytes:
     """A module without its source: the importer looks at no date."""
     code = compile(path.read_bytes(), path.name, "exec", dont_inherit=True)
     return MAGIC_NUMBER + bytes(12) + marshal.dumps(code)

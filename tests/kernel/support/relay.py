@@ -1,4 +1,4 @@
-"""Standard input and output <-> a unix socket: ``python relay.py SOCKET``. How the guest's TCP reaches the worker.
+"""Standard input and output <-> a unix socket, or host:port: ``python relay.py ADDRESS``. How the guest's TCP gets out.
 
 csnap listens on unix sockets only; QEMU runs this for each connection that the guest makes (tests only).
 """
@@ -15,8 +15,9 @@ PIECE = 1 << 16
 
 def relay(path: str, taken: int = 0, given: int = 1) -> None:
     """Copy until either end is closed."""
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(path)
+    host, _, port = path.rpartition(":")
+    with socket.socket(socket.AF_INET if host else socket.AF_UNIX) as server:
+        server.connect((host, int(port)) if host else path)
         while True:
             readable, _, _ = select.select([taken, server], [], [])
             if taken in readable:
