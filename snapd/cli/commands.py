@@ -70,6 +70,13 @@ def volume_init(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def volume_upgrade(arguments: argparse.Namespace) -> int:
+    value = _ask(arguments, "volume-upgrade")
+    raised = value["protocol"] != value["was"]
+    print(f"protocol {value['protocol']} is in force" + (f", it was {value['was']}" if raised else " already"))
+    return 0
+
+
 def snapshot_create(arguments: argparse.Namespace) -> int:
     cow = os.path.abspath(arguments.cow)  # noqa: PTH100  symbolic links stay: /dev/disk/by-id is what hosts share
     value = _ask(
@@ -113,11 +120,6 @@ def reload(arguments: argparse.Namespace) -> int:
 def status(arguments: argparse.Namespace) -> int:
     value = _ask(arguments, "status")
     return _show(arguments, value, text.status(value))
-
-
-def locks(arguments: argparse.Namespace) -> int:
-    rows = _ask(arguments, "locks")
-    return _show(arguments, rows, text.locks(rows))
 
 
 def config_check(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ from snapd import __version__, counters
 from snapd.cluster.cluster import Cluster
 from snapd.cluster.volume import check_type
 from snapd.config import Config
-from snapd.daemon import endpoint, observe, status
+from snapd.daemon import endpoint, locktable, observe, status
 from snapd.daemon.admin import AdminServer, Reply
 from snapd.daemon.background import in_thread
 from snapd.daemon.confirming import confirm
@@ -50,6 +50,7 @@ from snapd.daemon.opening import Opening
 from snapd.daemon.outbox import Outbox
 from snapd.daemon.reloading import Reloading
 from snapd.daemon.snapshots import SnapshotCommands
+from snapd.daemon.tracing import Tracing
 from snapd.daemon.workerproc import Worker
 from snapd.errors import CsnapError, Fenced, Refused
 from snapd.lockspace.fencing.agent import Agent
@@ -92,6 +93,7 @@ class Daemon:
         self._reloading = Reloading(config, self._loop, self._log, self._view, self._notifier)
         self._store = find_store()
         self._ending = Ending(self._loop, self._log, self._store)
+        self._tracing = Tracing(self._loop, config.node.name, config.volume.name)
         self._closers: list[Callable[[], None]] = []
         self._worker: Worker | None = None
         self._hello: Hello | None = None
@@ -155,6 +157,7 @@ class Daemon:
         self._closers.append(worker.close)
         self._journal.start()
         self._view.words = worker.words
+        self._tracing.attach(worker.trace, worker.send)
         if listener is not None:
             self._view.metrics = "{}:{}".format(*listener.getsockname()[:2])
             registry = CollectorRegistry()
@@ -235,6 +238,7 @@ class Daemon:
         )
         settings = replace(settings, fence_key=guard.fence_key)
         outlet = Outlet(guard, self._log, self._observations, self._tell, self._ended)
+        outlet.send = self._tracing.waits.sending(outlet.send)
         fencer = make_fencer(
             self._reloading.config.fencing, outlet, self._loop.call_soon_threadsafe, self._loop, self._granted, guard
         )
@@ -246,6 +250,7 @@ class Daemon:
         member = guard.member = Member(
             settings, self._kv, self._loop, outlet, fencer, lambda old: self._lock.proven(old.lock_path)
         )
+        self._tracing.waits.member = member
         cluster = Cluster(member)
         self._commands = SnapshotCommands(
             self._loop, self._log, self._config.volume, self._hello, member, cluster, guard.before_format
@@ -282,6 +287,7 @@ class Daemon:
         elif isinstance(message, Fatal):
             self._fatal = message.reason
         elif self._view.member is not None:
+            self._tracing.waits.received(message)
             self._view.member.receive(message)
         if isinstance(message, Stopped) and self._error is None:
             self._ending.worker_stopped(self._view.member, self._guard)
@@ -366,6 +372,7 @@ class Daemon:
         return {
             "status": lambda request, reply: reply.result(status.report(self._view)),
             "locks": lambda request, reply: reply.result(self._locks()),
+            "trace": self._tracing.command,
             "snapshot-create": lambda request, reply: self._active().create(request, reply),
             "snapshot-delete": lambda request, reply: self._active().delete(request, reply),
             "observe": lambda request, reply: reply.result(observe.report(self._view, self._loop.now())),
@@ -375,7 +382,8 @@ class Daemon:
         }
 
     def _locks(self) -> list[dict[str, Any]]:
-        return status.locks(self._view.member.locks(), self._loop.now()) if self._view.member is not None else []
+        member = self._view.member
+        return locktable.report(member, self._tracing.words, self._loop.now()) if member is not None else []
 
     def _active(self) -> SnapshotCommands:
         if self._commands is None:

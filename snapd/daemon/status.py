@@ -1,4 +1,4 @@
-"""What ``csnap status`` and ``csnap locks`` are told: plain values for JSON."""
+"""What ``csnap status`` is told: plain values for JSON."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from snapd import __version__, counters
 from snapd.config import Config
+from snapd.daemon import upgrading
 from snapd.daemon.metrics import Slot, snapshot_slots
-from snapd.lockspace.member import LockRow, Member, MemberRow
+from snapd.lockspace.member import Member, MemberRow
 from snapd.lockspace.ports import JOINING
 from snapd.lockspace.records import SnapshotRecord
-from snapd.messages import MODE_NAMES
 from snapd.units import SECOND
 
 
@@ -58,6 +58,7 @@ def dm_status(state: str, slot: Slot | None) -> str:
 def report(view: View) -> dict[str, Any]:
     """The value of ``csnap status --json``."""
     config, member = view.config, view.member
+    rows = member.members() if member is not None else []
     return {
         "volume": config.volume.name,
         "node": config.node.name,
@@ -74,7 +75,8 @@ def report(view: View) -> dict[str, Any]:
             "waiting": _waiting(member) if member is not None else [],
         },
         "snapshots": [_snapshot(record, view.slots.get(record.store)) for record in view.snapshots],
-        "members": [_member(row) for row in member.members()] if member is not None else [],
+        "members": [_member(row) for row in rows],
+        "protocol": upgrading.described(member, rows),
         "io": _io(view.words),
         "metrics": view.metrics,
         "reload": {"needs_restart": list(view.needs_restart), "error": view.reload_error},
@@ -106,7 +108,15 @@ def _snapshot(record: SnapshotRecord, slot: Slot | None) -> dict[str, Any]:
 
 
 def _member(row: MemberRow) -> dict[str, Any]:
-    return {"node": row.node, "state": row.state, "by": row.by}
+    speaks = row.speaks
+    return {
+        "node": row.node,
+        "state": row.state,
+        "by": row.by,
+        "version": speaks.version if speaks is not None else "",
+        "protocols": [speaks.oldest, speaks.newest] if speaks is not None else [],
+        "started": row.started or None,
+    }
 
 
 def _io(words: memoryview | None) -> dict[str, Any]:
@@ -118,20 +128,6 @@ def _io(words: memoryview | None) -> dict[str, Any]:
         "waiting": words[counters.WAITING],
         "direct": bool(words[counters.DIRECT]),
     }
-
-
-def locks(rows: list[LockRow], now: int) -> list[dict[str, Any]]:
-    """The value of ``csnap locks --json``. ``since_seconds``: since when this host has seen it."""
-    return [
-        {
-            "resource": row.resource,
-            "node": row.node,
-            "mode": MODE_NAMES[row.mode],
-            "state": "waiting" if row.waiting else "held",
-            "since_seconds": round(max(0, now - row.since) / SECOND, 1),
-        }
-        for row in rows
-    ]
 
 
 def line(view: View) -> str:

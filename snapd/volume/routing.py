@@ -201,12 +201,12 @@ class Router:
             return
         if part.length > size:
             self._cut(part, chunk + 1)
-        volume.stages.enter(part, READ_OLD)
         if chunk in snapshot.copies:  # another write is copying it: then this one goes in place
             self._attach(part, snapshot, chunk)
             return
         new = self._take(part, snapshot, chunk)
         if new:
+            volume.stages.enter(part, READ_OLD)
             part.left = 1
             volume.copies.start_whole(snapshot, chunk, new, part.offset // self._region, part, part.where)
 
@@ -222,7 +222,6 @@ class Router:
         """Start what copies can be started; cut off and queue what cannot."""
         volume = self._volume
         region = part.offset // self._region
-        volume.stages.enter(part, READ_OLD)
         for chunk in missing:
             if chunk in snapshot.copies:
                 self._attach(part, snapshot, chunk)
@@ -234,10 +233,14 @@ class Router:
             if not new:
                 assert not part.left, "a queued part must have nothing in flight"
                 return
+            if not part.left:
+                volume.stages.enter(part, READ_OLD)
             part.left += 1
             volume.copies.start(snapshot, chunk, new, region, part)
 
     def _attach(self, part: Part, snapshot: Snapshot, chunk: int) -> None:
+        if not part.left:
+            self._volume.stages.enter(part, READ_OLD)
         part.left += 1
         snapshot.copies[chunk].parts.append(part)
 

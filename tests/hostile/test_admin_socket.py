@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from snapd import trace
 from snapd.cli.client import ask
 from snapd.cluster.cluster import Cluster
 from snapd.config import VolumeConfig
@@ -25,6 +26,7 @@ from snapd.daemon import clients
 from snapd.daemon.admin import AdminServer, Command
 from snapd.daemon.confirming import confirm
 from snapd.daemon.snapshots import SnapshotCommands
+from snapd.daemon.tracing import Tracing
 from snapd.errors import Refused
 from snapd.lockspace.member import Member
 from snapd.lockspace.ports import ACTIVE
@@ -35,7 +37,7 @@ from tests.support.etcd_server import wait_for
 from tests.support.lock_rig import UUID
 from tests.support.looped import Looped
 
-VERBS = ("status", "locks", "snapshot-create", "snapshot-delete", "fencing", "fence-confirm")
+VERBS = ("status", "locks", "trace", "snapshot-create", "snapshot-delete", "fencing", "fence-confirm")
 INSIDE = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
@@ -76,9 +78,12 @@ class Desk:
             member,
             cluster,
         )
+        tracing = Tracing(looped.loop, "host-a", "vol")
+        tracing.attach(memoryview(bytearray(trace.PAGE_BYTES)).cast("Q"), lambda message: None)
         self.commands: dict[str, Command] = {
             "status": lambda request, reply: reply.result({}),
             "locks": lambda request, reply: reply.result([]),
+            "trace": tracing.command,
             "snapshot-create": commands.create,
             "snapshot-delete": commands.delete,
             "fencing": lambda request, reply: reply.result({}),
@@ -131,7 +136,10 @@ JSON = st.recursive(
     max_leaves=8,
 )  # fmt: skip
 FIELDS = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys(("name", "cow", "writable", "force", "node", "value", "command "), JSON)
+    {},
+    optional=dict.fromkeys(
+        ("name", "cow", "writable", "force", "node", "value", "after", "threshold_ns", "command "), JSON
+    ),
 )
 
 
@@ -280,8 +288,8 @@ def test_a_stranger_is_turned_away_whatever_it_asks(desk: Desk, loosened: bool) 
         capture_output=True, text=True, timeout=60, check=True,
     ).stdout.splitlines()  # fmt: skip
     if loosened:
-        assert len(said) == 7 and all("not allowed" in line or line == "reset" for line in said)
-        assert len(desk.strangers) == 7 and {fields["uid"] for fields in desk.strangers} == {12345}
+        assert len(said) == len(lines) + 1 and all("not allowed" in line or line == "reset" for line in said)
+        assert len(desk.strangers) == len(said) and {fields["uid"] for fields in desk.strangers} == {12345}
     else:
-        assert said == ["closed door"] * 7
+        assert said == ["closed door"] * (len(lines) + 1)
     assert reached == []

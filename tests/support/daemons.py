@@ -150,6 +150,7 @@ class Daemon(Host):
 class Hosts:
     """See the module. ``[n]`` is the n-th daemon, named host-a, host-b, ...
 
+    ``origin``: a disk that is there; without: a file of ``origin_size``.
     ``etcds``: the members of an etcd cluster that runs, and that somebody else ends; without: one of our own.
     """
 
@@ -160,15 +161,17 @@ class Hosts:
         origin_size: int = 8 * MIB,
         lease_ttl: int = 3,
         chunk_size: str = "16KiB",
+        origin: Path | None = None,
         etcds: Sequence[EtcdServer] = (),
     ) -> None:
         self.directory = _directory()
         self._own_etcd = not etcds
         self.etcds = list(etcds) or [EtcdServer()]
         self.etcd = self.etcds[0]
-        origin = self.directory / "origin"
-        self.volume = Volume("vol", str(uuid4()), origin, self.etcd.url, lease_ttl, chunk_size)
-        _sparse(self.volume.origin, origin_size)
+        where = origin or self.directory / "origin"
+        self.volume = Volume("vol", str(uuid4()), where, self.etcd.url, lease_ttl, chunk_size)
+        if origin is None:
+            _sparse(where, origin_size)
         names = [f"host-{letter}" for letter in "abcdefgh"[:count]]
         self._hosts = [
             Daemon(name, self.directory / name, self.volume, port)

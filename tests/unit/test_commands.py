@@ -48,6 +48,7 @@ STATUS: dict[str, Any] = {
     "members": [{"node": "host-b", "state": "fencing", "by": "host-a"}],
     "io": {"connections": 1, "inflight": 0, "waiting": 0, "direct": True},
     "metrics": "127.0.0.1:9942",
+    "protocol": {"in_force": 1, "oldest": 1, "newest": 2, "spoken_by_all": 1},
     "reload": {"needs_restart": ["[lockspace] lease_ttl"], "error": ""},
     "warnings": ["page cache used"],
     "version": "0.1.0",
@@ -117,7 +118,15 @@ def test_refusals_are_1(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("status",), ("locks",), ("snapshot", "list"), ("snapshot", "delete", "s1"), ("snapshot", "create", "s1")]
+    "words",
+    [
+        ("status",),
+        ("locks",),
+        ("trace",),
+        ("snapshot", "list"),
+        ("snapshot", "delete", "s1"),
+        ("snapshot", "create", "s1"),
+    ],
 )
 def test_no_daemon_is_3(capsys: pytest.CaptureFixture[str], config: str, words: tuple[str, ...]) -> None:
     """For every command that asks it."""
@@ -205,20 +214,6 @@ def test_snapshot_create_makes_the_path_absolute(
     assert capsys.readouterr().out == "s1: taken\n"
 
 
-def test_locks_as_a_table(capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon) -> None:
-    """RESOURCE NODE MODE STATE SINCE, ages in the unit people would use."""
-    daemon.answer = [
-        {"resource": "table", "node": "host-a", "mode": "CR", "state": "held", "since_seconds": 7300.0},
-        {"resource": "region/12", "node": "host-b", "mode": "EX", "state": "waiting", "since_seconds": 0.25},
-    ]
-    assert main(["locks", config]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "RESOURCE   NODE    MODE  STATE    SINCE",
-        "table      host-a  CR    held     2.0 h",
-        "region/12  host-b  EX    waiting  0.2 s",
-    ]
-
-
 def test_ages() -> None:
     """Seconds, minutes, hours."""
     assert [text.age(seconds) for seconds in (0.04, 119, 121, 7200)] == ["0.0 s", "119.0 s", "2 min", "2.0 h"]
@@ -269,8 +264,8 @@ def test_config_check(capsys: pytest.CaptureFixture[str], config: str) -> None:
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     """What a person types next."""
     for words in (
-        "volume init", "serve", "snapshot create", "snapshot delete", "snapshot list", "status", "top", "locks", "check",
-        "dump", "config check", "version",
+        "volume init", "serve", "snapshot create", "snapshot delete", "snapshot list", "status", "top", "locks",
+        "trace", "check", "dump", "config check", "version",
     ):  # fmt: skip
         with pytest.raises(SystemExit) as end:
             main([*words.split(), "--help"])

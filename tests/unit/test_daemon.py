@@ -21,9 +21,8 @@ from snapd.exstore.image import Image
 from snapd.format.header import Header
 from snapd.format.sidecar import Sidecar
 from snapd.lockspace.kv import Failure, KeyValue, RangeResult, Status
-from snapd.lockspace.member import LockRow
 from snapd.lockspace.records import FormatRecord
-from snapd.messages import CR, EX, Hello
+from snapd.messages import Hello
 from snapd.units import GIB, KIB, MIB, SECOND
 from tests.support.virtual_time import Scheduler
 from tests.unit.test_config import GOOD
@@ -370,15 +369,6 @@ def test_a_daemon_that_only_starts_has_a_status(config: Config) -> None:
         "fencing": "unsafe",
     }
     assert (value["volume"], value["node"], value["snapshots"]) == ("vmstore", "host-a", [])
-
-
-def test_locks_say_since_when() -> None:
-    """Holders and waiters, mode by name, age in seconds."""
-    rows = [LockRow("table", "a", CR, False, 0, 1), LockRow("region/1", "b", EX, True, 9 * SECOND, 2)]
-    assert status.locks(rows, 10 * SECOND) == [
-        {"resource": "table", "node": "a", "mode": "CR", "state": "held", "since_seconds": 10.0},
-        {"resource": "region/1", "node": "b", "mode": "EX", "state": "waiting", "since_seconds": 1.0},
-    ]
 
 
 def test_a_machine_without_identity_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
