@@ -87,7 +87,13 @@ class RamServer:
     """Loop, server and volume in one; ``turn`` as the worker does it."""
 
     def __init__(
-        self, path: str, exports: Sequence[RamExport], clock: Clock = boottime, small: int = 256, large: int = 34
+        self,
+        path: str,
+        exports: Sequence[RamExport],
+        clock: Clock = boottime,
+        small: int = 256,
+        large: int = 34,
+        opened: bool = True,
     ) -> None:
         arena = Arena(SlotPool.bytes_needed(small, 64 * KIB, large, MIB))
         self.slots = CountedSlots(arena, small, 64 * KIB, large, MIB)
@@ -96,7 +102,7 @@ class RamServer:
         self.loop = Loop()
         self.clock = clock
         self.server = NbdServer(listen(path, 0o600), self.loop, self.volume, self.slots, arena, self.words, clock)
-        self.server.open()
+        self.refused = self.server.open() if opened else []
         self._again = False
         self._stopping = False
 
