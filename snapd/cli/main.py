@@ -14,7 +14,7 @@ from io import TextIOWrapper
 from typing import NoReturn
 
 from snapd import __version__
-from snapd.cli import commands, devices, fencing, locking, tracing
+from snapd.cli import attaching, commands, devices, fencing, locking, tracing
 from snapd.cli.top import command as top
 from snapd.errors import CsnapError, Fenced, NoDaemon
 
@@ -93,6 +93,16 @@ def make_parser() -> Parser:
     _config(confirm)
     confirm.add_argument("member", metavar="MEMBER", help="its node name, as in csnap status")
     confirm.add_argument("--yes", action="store_true", help="do not ask")
+
+    attach = _command(
+        groups, "attach", attaching.attach, "attach the origin to this host's kernel, and keep it attached", "vmstore"
+    )
+    _config(attach)
+    _json(attach)
+    attaching.add_attach(attach)
+    detach = _command(groups, "detach", attaching.detach, "undo attach, if nobody uses the device", "vmstore")
+    _config(detach)
+    attaching.add_detach(detach)
 
     check = _command(groups, "check", devices.check, "tell whether a COW device is sound", "/dev/mapper/cow1")
     check.add_argument("device", metavar="DEVICE")

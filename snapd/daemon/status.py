@@ -7,7 +7,6 @@ from typing import Any
 
 from snapd import __version__, counters
 from snapd.config import Config
-from snapd.daemon import upgrading
 from snapd.daemon.metrics import Slot, snapshot_slots
 from snapd.lockspace.member import Member, MemberRow
 from snapd.lockspace.ports import JOINING
@@ -58,7 +57,6 @@ def dm_status(state: str, slot: Slot | None) -> str:
 def report(view: View) -> dict[str, Any]:
     """The value of ``csnap status --json``."""
     config, member = view.config, view.member
-    rows = member.members() if member is not None else []
     return {
         "volume": config.volume.name,
         "node": config.node.name,
@@ -75,8 +73,7 @@ def report(view: View) -> dict[str, Any]:
             "waiting": _waiting(member) if member is not None else [],
         },
         "snapshots": [_snapshot(record, view.slots.get(record.store)) for record in view.snapshots],
-        "members": [_member(row) for row in rows],
-        "protocol": upgrading.described(member, rows),
+        "members": [_member(row) for row in member.members()] if member is not None else [],
         "io": _io(view.words),
         "metrics": view.metrics,
         "reload": {"needs_restart": list(view.needs_restart), "error": view.reload_error},
@@ -108,15 +105,7 @@ def _snapshot(record: SnapshotRecord, slot: Slot | None) -> dict[str, Any]:
 
 
 def _member(row: MemberRow) -> dict[str, Any]:
-    speaks = row.speaks
-    return {
-        "node": row.node,
-        "state": row.state,
-        "by": row.by,
-        "version": speaks.version if speaks is not None else "",
-        "protocols": [speaks.oldest, speaks.newest] if speaks is not None else [],
-        "started": row.started or None,
-    }
+    return {"node": row.node, "state": row.state, "by": row.by}
 
 
 def _io(words: memoryview | None) -> dict[str, Any]:

@@ -48,7 +48,6 @@ STATUS: dict[str, Any] = {
     "members": [{"node": "host-b", "state": "fencing", "by": "host-a"}],
     "io": {"connections": 1, "inflight": 0, "waiting": 0, "direct": True},
     "metrics": "127.0.0.1:9942",
-    "protocol": {"in_force": 1, "oldest": 1, "newest": 2, "spoken_by_all": 1},
     "reload": {"needs_restart": ["[lockspace] lease_ttl"], "error": ""},
     "warnings": ["page cache used"],
     "version": "0.1.0",
