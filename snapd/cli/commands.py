@@ -70,6 +70,13 @@ def volume_init(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def volume_upgrade(arguments: argparse.Namespace) -> int:
+    value = _ask(arguments, "volume-upgrade")
+    raised = value["protocol"] != value["was"]
+    print(f"protocol {value['protocol']} is in force" + (f", it was {value['was']}" if raised else " already"))
+    return 0
+
+
 def snapshot_create(arguments: argparse.Namespace) -> int:
     cow = os.path.abspath(arguments.cow)  # noqa: PTH100  symbolic links stay: /dev/disk/by-id is what hosts share
     value = _ask(

@@ -39,6 +39,14 @@ def make_parser() -> Parser:
     volume = _group(groups, "volume", "register volumes")
     init = _command(volume, "init", commands.volume_init, "register the volume in etcd, once", "vmstore")
     _config(init)
+    upgrade = _command(
+        volume,
+        "upgrade",
+        commands.volume_upgrade,
+        "raise the protocol, when every member speaks the next one; older ones cannot join again",
+        "vmstore",
+    )
+    _config(upgrade)
 
     serve = _command(groups, "serve", commands.serve, "run the daemon in the foreground", "/etc/csnap/vmstore.toml")
     _config(serve)

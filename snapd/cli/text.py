@@ -32,6 +32,7 @@ def status(value: dict[str, Any]) -> str:
             f"{io['connections']} connected, {io['inflight']} requests under way, {io['waiting']} parts waiting",
         ),
         ("members", ", ".join(_member(row) for row in value["members"]) or "none"),
+        *_protocol(value),
         ("metrics", f"http://{value['metrics']}/metrics" if value["metrics"] else "none"),
         *(("waiting", _waiting(row)) for row in value["fencing"]["waiting"]),
         *_reload(value["reload"]),
@@ -44,6 +45,18 @@ def status(value: dict[str, Any]) -> str:
 def _fencing(value: dict[str, Any]) -> str:
     method: str = FENCING_WARNING.get(value["method"], value["method"])
     return method + (f" (helper: {value['helper']})" if value["helper"] else "")
+
+
+def _protocol(value: dict[str, Any]) -> list[tuple[str, str]]:
+    """Nothing while there is nothing to do."""
+    protocol = value["protocol"]
+    if not 0 < protocol["in_force"] < protocol["newest"]:
+        return []
+    shown = f"{protocol['in_force']} in force"
+    if protocol["spoken_by_all"] > protocol["in_force"]:
+        return [("protocol", f"{shown}; all members speak a newer one: csnap volume upgrade {value['volume']}")]
+    older = [row["node"] for row in value["members"] if max(row["protocols"], default=0) <= protocol["in_force"]]
+    return [("protocol", f"{shown}; no newer one is spoken by {', '.join(older)}")]
 
 
 def _reload(value: dict[str, Any]) -> list[tuple[str, str]]:

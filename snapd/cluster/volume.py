@@ -10,7 +10,8 @@ from snapd.exstore.registry import Clusterized as ClusterizedType
 from snapd.exstore.types import store_types
 from snapd.lockspace import keys
 from snapd.lockspace.kv import Compare, Failure, Kv, Put, Range, RangeResult, Target, Txn
-from snapd.lockspace.records import PROTOCOL, FormatRecord
+from snapd.lockspace.protocol import NEWEST
+from snapd.lockspace.records import FormatRecord
 from snapd.lockspace.version import check_version
 from snapd.units import SECOND
 from snapd.volume.volume import default_region
@@ -70,7 +71,7 @@ def check_type(name: str) -> None:
 def new_format(volume: VolumeConfig, origin_size: int, identity: str) -> FormatRecord:
     """What ``volume init`` fixes for this origin."""
     region = volume.region_size or default_region(origin_size, volume.chunk_size)
-    return FormatRecord(PROTOCOL, origin_size, identity, volume.chunk_size, region)
+    return FormatRecord(NEWEST, origin_size, identity, volume.chunk_size, region)
 
 
 def check_origin(volume: VolumeConfig, record: FormatRecord, origin_size: int, identity: str) -> None:

@@ -42,6 +42,7 @@ MESSAGE_IDS = {
     "not_unregistered": "494b037e08a3413dacc7fd7bf0fdff2a",
     "older_lease_ended": "8971531a142142cf87b1c02c5c268486",
     "page_cache_used": "b7dce4b35cfe4e0f9d94a7b6dffd8286",
+    "protocol_raised": "d93f18b67b51416b887c187d42163732",
     "queue_not_set": "652c257b564c410b9df2cb86baf83140",
     "reconnected": "5ead7825120e4b5c9b5eab4332fa3766",
     "recovered": "45be2c2ec5974fb4bb33dd909e70b2bc",

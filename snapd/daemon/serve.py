@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,7 @@ from snapd.daemon.outbox import Outbox
 from snapd.daemon.reloading import Reloading
 from snapd.daemon.snapshots import SnapshotCommands
 from snapd.daemon.tracing import Tracing
+from snapd.daemon.upgrading import upgrade
 from snapd.daemon.workerproc import Worker
 from snapd.errors import CsnapError, Fenced, Refused
 from snapd.lockspace.fencing.agent import Agent
@@ -273,6 +275,7 @@ class Daemon:
             lock_path=self._lock.name,
             ttl=lockspace.lease_ttl,
             limits=self._reloading.limits,
+            started=int(time.time()),
         )
 
     # ---- events
@@ -377,6 +380,7 @@ class Daemon:
             "snapshot-delete": lambda request, reply: self._active().delete(request, reply),
             "observe": lambda request, reply: reply.result(observe.report(self._view, self._loop.now())),
             "reload": self._reloading.command,
+            "volume-upgrade": lambda request, reply: upgrade(self._view.member, reply),
             "fencing": lambda request, reply: reply.result(described(self._guard, self._view.member)),
             "fence-confirm": lambda request, reply: confirm(self._view.member, self._loop, request, reply),
         }

@@ -7,6 +7,7 @@ from typing import Any
 
 from snapd import __version__, counters
 from snapd.config import Config
+from snapd.daemon import upgrading
 from snapd.daemon.metrics import Slot, snapshot_slots
 from snapd.lockspace.member import Member, MemberRow
 from snapd.lockspace.ports import JOINING
@@ -57,6 +58,7 @@ def dm_status(state: str, slot: Slot | None) -> str:
 def report(view: View) -> dict[str, Any]:
     """The value of ``csnap status --json``."""
     config, member = view.config, view.member
+    rows = member.members() if member is not None else []
     return {
         "volume": config.volume.name,
         "node": config.node.name,
@@ -73,7 +75,8 @@ def report(view: View) -> dict[str, Any]:
             "waiting": _waiting(member) if member is not None else [],
         },
         "snapshots": [_snapshot(record, view.slots.get(record.store)) for record in view.snapshots],
-        "members": [_member(row) for row in member.members()] if member is not None else [],
+        "members": [_member(row) for row in rows],
+        "protocol": upgrading.described(member, rows),
         "io": _io(view.words),
         "metrics": view.metrics,
         "reload": {"needs_restart": list(view.needs_restart), "error": view.reload_error},
@@ -105,7 +108,15 @@ def _snapshot(record: SnapshotRecord, slot: Slot | None) -> dict[str, Any]:
 
 
 def _member(row: MemberRow) -> dict[str, Any]:
-    return {"node": row.node, "state": row.state, "by": row.by}
+    speaks = row.speaks
+    return {
+        "node": row.node,
+        "state": row.state,
+        "by": row.by,
+        "version": speaks.version if speaks is not None else "",
+        "protocols": [speaks.oldest, speaks.newest] if speaks is not None else [],
+        "started": row.started or None,
+    }
 
 
 def _io(words: memoryview | None) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _compare(compare: Compare) -> Any:
         key=key_bytes(compare.key),
         range_end=key_bytes(compare.range_end),
         target=_TARGETS[compare.target],
-        result=rpc.Compare.EQUAL,
+        result=rpc.Compare.LESS if compare.less else rpc.Compare.EQUAL,
     )
     setattr(message, compare.target.value, compare.revision)
     return message

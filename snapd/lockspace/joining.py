@@ -1,7 +1,7 @@
 """Becoming a member, and becoming one again after the lease was lost. Decides from the mirror alone.
 
     a/<me>      m/<me>                               what to do
-    absent      absent                               join: put both
+    absent      absent                               join: put both, if we speak the protocol in force (protocol.py)
     ours        ours                                 joined
     absent      ours, active                         revive: put a/, on the condition that m/ is unchanged
     other's     any                                  an older incarnation of this host: end its lease once its processes
@@ -24,6 +24,7 @@ from snapd.lockspace.keys import Keys
 from snapd.lockspace.kv import Compare, Failure, KeyValue, Kv, LeaseResult, Put, Target, Txn, TxnResult
 from snapd.lockspace.mirror import Mirror
 from snapd.lockspace.ports import NOTICE, WARNING, Effects, Settings, Timers
+from snapd.lockspace.protocol import STARTED, check_spoken, in_force
 from snapd.lockspace.records import ACTIVE, FENCED, MemberRecord
 from snapd.lockspace.session import LOST, TXN_TIMEOUT, Session
 from snapd.units import SECOND
@@ -60,12 +61,22 @@ class Joining:
         return self._busy or self._tried != 0
 
     def record(self) -> MemberRecord:
-        """This incarnation's own."""
+        """This incarnation's own, in the shape of the protocol in force."""
         settings = self._settings
+        try:
+            roomy = self.protocol() >= STARTED
+        except FormatError:  # damaged under a running member: whoever reads it for its sizes names it
+            roomy = False
         return MemberRecord(
             settings.node, ACTIVE, settings.machine_id, settings.boot_id, settings.incarnation,
-            settings.lock_path, settings.fence_key, settings.address,
+            settings.lock_path, settings.fence_key, settings.speaks.to_text(),
+            started=settings.started if roomy else 0,
         )  # fmt: skip
+
+    def protocol(self) -> int:
+        """In force, as the mirror has it. Raises FormatError."""
+        kv = self._mirror.format
+        return in_force(self._keys.format, kv.value if kv is not None else None)
 
     def joined(self) -> bool:
         """Whether the mirror shows this incarnation as an active member: its old holds are gone."""
@@ -108,9 +119,7 @@ class Joining:
         if self._session.phase == LOST and not (self.joined() or self.cleaning()):
             self._session.out(Fenced("the lease was lost, and others have recovered this member"))
         elif record is not None and record.machine_id != self._settings.machine_id:
-            self._session.out(
-                Refused(f"node name {node!r} is in use by another machine ({record.address or record.machine_id})")
-            )
+            self._session.out(Refused(f"node name {node!r} is in use by another machine ({record.machine_id})"))
         elif alive is not None:
             self._end_older(alive, record)
         elif record is None:
@@ -128,7 +137,8 @@ class Joining:
         elif record.by_node not in ("", self._settings.node) and self._alive(record.by_node, record.by):
             self._wait(f"{record.by_node} is recovering what this node held")
         elif self._gone(record):
-            self._join(unchanged, replace(record, state=FENCED, by=mine, by_node=self._settings.node))
+            speaks = self._settings.speaks.to_text()
+            self._join(unchanged, replace(record, state=FENCED, by=mine, by_node=self._settings.node, address=speaks))
 
     def _alive(self, node: str, incarnation: str) -> bool:
         kv = self._mirror.alive.get(node)
@@ -160,7 +170,7 @@ class Joining:
             self._effects.log(WARNING, "join_waits", {"why": why})
 
     def _join(self, condition: Compare, record: MemberRecord | None) -> None:
-        if not self._session.need_lease():
+        if not self._spoken() or not self._session.need_lease():
             return
         if record is not None and self._tried not in (0, self._session.lease):
             self._session.out(Fenced("the lease ended while joining: others may have fenced this incarnation"))
@@ -184,7 +194,21 @@ class Joining:
             elif self._mirror.reached(result.revision):  # else its next change brings ``look``
                 self.look()
 
-        self._kv.txn(Txn((Compare(alive, Target.CREATE, 0), condition), puts), TXN_TIMEOUT, answered)
+        conditions = (Compare(alive, Target.CREATE, 0), condition, self._protocol_unchanged())
+        self._kv.txn(Txn(conditions, puts), TXN_TIMEOUT, answered)
+
+    def _protocol_unchanged(self) -> Compare:
+        kv = self._mirror.format
+        return Compare(self._keys.format, Target.MOD, kv.mod_revision if kv is not None else 0)
+
+    def _spoken(self) -> bool:
+        """Whether this member speaks the protocol in force; out if it does not."""
+        try:
+            check_spoken(self._settings.node, self._settings.speaks, self.protocol())
+        except (FormatError, Refused) as error:
+            self._session.out(Refused(str(error)))
+            return False
+        return True
 
     _scheduled = False
 

@@ -1,6 +1,6 @@
 """The names of all keys under ``/csnap/<cluster_uuid>/``: built here and parsed here, nowhere else.
 
-    format               protocol version, sizes, identity of the origin
+    format               protocol in force, sizes, identity of the origin
     s/<name>             a snapshot
     v/<store>            counter; mod_revision is what members compare
     x/<store>/<node>     first COW chunk behind the extents that a member has reserved
@@ -74,6 +74,7 @@ class Keys:
         self.snapshots = f"{self.prefix}s/"
         self.counters = f"{self.prefix}v/"
         self.creations = f"{self.prefix}c/"
+        self.members = f"{self.prefix}m/"
 
     def snapshot(self, name: str) -> str:
         return f"{self.prefix}s/{name}"

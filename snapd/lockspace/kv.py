@@ -27,15 +27,17 @@ class Target(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """``target`` of ``key`` (of every key in [key, range_end)) equals ``revision``. Absent: CREATE == 0.
+    """``target`` of ``key`` (of every key in [key, range_end)) equals ``revision``, or is ``less``.
 
-    Over an empty range etcd compares one zero key, so CREATE == 0 is true exactly when the range is empty.
+    Absent: CREATE == 0. Over an empty range etcd compares one zero key, so CREATE == 0 is true exactly when the range
+    is empty.
     """
 
     key: str
     target: Target
     revision: int
     range_end: str = ""
+    less: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from snapd.lockspace.leaving import Leaving
 from snapd.lockspace.locks import Locks
 from snapd.lockspace.mirror import Mirror
 from snapd.lockspace.ports import ACTIVE, ERROR, FENCED, JOINING, LEAVING, STALLED, Effects, Settings, Timers
+from snapd.lockspace.protocol import Speaks
+from snapd.lockspace.raising import Raised, Raising
 from snapd.lockspace.records import FormatRecord, MemberRecord, SnapshotRecord, TicketRecord
 from snapd.lockspace.recovery import Recovery
 from snapd.lockspace.resources import Resources
@@ -51,6 +53,8 @@ class MemberRow:
     node: str
     state: str  # active, fencing, fenced; "dead" while its liveness is gone and nobody has begun recovery
     by: str  # node that recovers it
+    speaks: Speaks | None = None  # None: its record makes no sense
+    started: int = 0  # seconds since 1970; 0: the protocol in force has no room for it
 
 
 class Operator(Protocol):
@@ -101,6 +105,7 @@ class Member:
         self._recovery = Recovery(
             settings, self.keys, self.session, self.mirror, timers, effects, fencer, self._joining.record
         )
+        self._raising = Raising(settings, self.keys, self.session, self.mirror, effects, self._joining)
         self._leaving: Leaving | None = None
         self._kv = kv
         self._operator: Operator | None = None
@@ -164,6 +169,10 @@ class Member:
         """A person takes responsibility for a dead member. Raises Refused; ``done`` is not called after a doubt."""
         self._recovery.confirm(node, done)
 
+    def upgrade(self, done: Raised) -> None:
+        """A person raises the protocol in force. Raises CsnapError; ``done`` is called otherwise."""
+        self._raising.upgrade(done)
+
     # ---- the session's owner
 
     def look(self) -> None:
@@ -178,6 +187,7 @@ class Member:
             return
         self.locking.resync()
         self._recovery.resync()
+        self._raising.resync()
         if self._operator is not None:
             self._operator.resync()
 
@@ -189,6 +199,7 @@ class Member:
         self._begin()
         self.locking.ready()
         self._recovery.look()
+        self._raising.look()
         if self._operator is not None:
             self._operator.changed()
 
@@ -218,6 +229,8 @@ class Member:
         self._begin()
         self.locking.changed(touched)
         self._recovery.look()
+        if touched is None or "" in touched:
+            self._raising.look()
         if self._operator is not None and (touched is None or "" in touched):
             self._operator.changed()
 
@@ -303,6 +316,14 @@ class Member:
                 rows.append(LockRow(resource, node, mode, True, mirror.seen_since(kv.key), kv.create_revision))
         return rows
 
+    @property
+    def protocol(self) -> int:
+        """In force; 0 before it is known, or if its record makes no sense."""
+        try:
+            return self._joining.protocol() if self.mirror.format is not None else 0
+        except FormatError:
+            return 0
+
     def fencing_waits(self) -> list[tuple[str, str, int]]:
         """Members whose fencing is waited for: node, node of who fences it, seen since when."""
         return self._recovery.waiting()
@@ -327,5 +348,6 @@ class Member:
                 rows.append(MemberRow(node, "unknown", ""))
                 continue
             dead = record.state == ACTIVE and node not in self.mirror.alive
-            rows.append(MemberRow(node, "dead" if dead else record.state, record.by_node))
+            state = "dead" if dead else record.state
+            rows.append(MemberRow(node, state, record.by_node, record.speaks, record.started))
         return rows

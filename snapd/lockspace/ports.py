@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from snapd.errors import CsnapError
+from snapd.lockspace.protocol import Speaks
 from snapd.messages import Message
 from snapd.units import SECOND
 
@@ -28,7 +29,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Who this member is. Times are nanoseconds, but ``ttl`` is what etcd counts in: whole seconds."""
+    """Who this member is. Times are nanoseconds, but ``ttl`` is what etcd counts in: whole seconds; ``started`` is
+    seconds since 1970, for people."""
 
     cluster_uuid: str
     node: str
@@ -37,7 +39,8 @@ class Settings:
     incarnation: str  # a new uuid for every start of the daemon
     lock_path: str  # of the lock file that control and worker hold
     ttl: int = 10
-    address: str = ""
+    speaks: Speaks = field(default_factory=Speaks)
+    started: int = 0
     fence_key: str = ""
     limits: Limits = field(default_factory=Limits)
     minimum_hold: int = SECOND // 50

@@ -1,5 +1,6 @@
 """The values of the records in etcd: strict JSON, hostile until parsed.
 
+Written in the shape of the protocol in force (protocol.py), so strictness is no obstacle to a newer member.
 A value that does not make sense raises FormatError naming the key, the field and what was expected; it concerns
 that snapshot or member only.
 
@@ -16,6 +17,7 @@ from functools import cache, lru_cache
 from typing import ClassVar, Self, get_type_hints
 
 from snapd.errors import FormatError
+from snapd.lockspace.protocol import Speaks, in_force
 from snapd.messages import UNTRUSTED
 
 MAX_VALUE = 16 * 1024
@@ -27,21 +29,24 @@ MAX_TEXT = 4096
 ACTIVE, FENCING, FENCED = "active", "fencing", "fenced"
 MEMBER_STATES = (ACTIVE, FENCING, FENCED)
 SNAPSHOT_STATES = ("creating", "active", "overflow", "invalid", "deleting")
-PROTOCOL = 1
 UNTRUSTED_MARK = b"?"
 MAX_NUMBER = 2**63 - 1
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
 class _Record:
-    """JSON with exactly the fields of the dataclass, each of its type."""
+    """JSON with exactly the fields of the dataclass, each of its type; ``later`` ones only if they say something."""
 
     choices: ClassVar[dict[str, tuple[object, ...]]] = {}
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that protocol 1 had not: they have a default, and who writes them has looked at the protocol in force."""
     named: ClassVar[str] = ""
     """The field that repeats the last part of the key."""
 
     def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode()  # type: ignore[call-overload]
+        values = asdict(self)  # type: ignore[call-overload]
+        said = {name: value for name, value in values.items() if value or name not in self.later}
+        return json.dumps(said, separators=(",", ":"), sort_keys=True).encode()
 
     @classmethod
     @lru_cache(maxsize=256)  # the same few records are looked at whenever anything in the mirror changes
@@ -49,12 +54,13 @@ class _Record:
         """Parse; ``key`` is for the error text. Raises FormatError."""
         if len(data) > MAX_VALUE:
             raise FormatError(f"{key}: {len(data)} bytes, expected at most {MAX_VALUE}")
+        cls.first(key, data)
         try:
             values = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{key}: {data[:80]!r}: expected JSON") from error
         types = _types(cls)  # type: ignore[arg-type]  # mypy: a class of ours is hashable
-        if not isinstance(values, dict) or values.keys() != types.keys():
+        if not isinstance(values, dict) or values.keys() | cls.later != types.keys():
             raise FormatError(f"{key}: {data[:80]!r}: expected an object with the fields {', '.join(sorted(types))}")
         for name, value in values.items():
             _check(key, name, value, types[name], cls.choices.get(name))
@@ -63,6 +69,10 @@ class _Record:
         record = cls(**values)
         record.check(key)
         return record
+
+    @classmethod
+    def first(cls, key: str, data: bytes) -> None:
+        """Raise FormatError for what is to be said before all else."""
 
     def check(self, key: str) -> None:
         """Raise FormatError for what the types do not say."""
@@ -93,7 +103,7 @@ def _check(key: str, name: str, value: object, kind: type, choices: tuple[object
 
 @dataclass(frozen=True, slots=True)
 class FormatRecord(_Record):
-    """Fixed by ``csnap volume init``. Sizes in bytes."""
+    """Fixed by ``csnap volume init``, but for the protocol in force. Sizes in bytes."""
 
     protocol: int
     origin_size: int
@@ -101,12 +111,21 @@ class FormatRecord(_Record):
     chunk_size: int
     region_size: int
 
-    choices: ClassVar[dict[str, tuple[object, ...]]] = {"protocol": (PROTOCOL,)}
+    @classmethod
+    def first(cls, key: str, data: bytes) -> None:
+        """A protocol that this csnap does not speak is named, whatever else there is."""
+        protocol = in_force(key, data)
+        if protocol not in Speaks():
+            raise FormatError(f"{key}: protocol {protocol} is in force, and this is {Speaks()}: install one that does")
 
 
 @dataclass(frozen=True, slots=True)
 class MemberRecord(_Record):
-    """``m/<node>``. ``by``: the incarnation that fences and cleans up (``by_node``'s); empty while active."""
+    """``m/<node>``. ``by``: the incarnation that fences and cleans up (``by_node``'s); empty while active.
+
+    ``address`` says what the member speaks. ``started``: when its daemon was, in seconds since 1970, by its own clock;
+    from protocol 2 on.
+    """
 
     node: str
     state: str
@@ -118,9 +137,15 @@ class MemberRecord(_Record):
     address: str
     by: str = ""
     by_node: str = ""
+    started: int = 0
 
     choices: ClassVar[dict[str, tuple[object, ...]]] = {"state": MEMBER_STATES}
+    later: ClassVar[frozenset[str]] = frozenset({"started"})
     named: ClassVar[str] = "node"
+
+    @property
+    def speaks(self) -> Speaks:
+        return Speaks.from_text(self.address)
 
 
 @dataclass(frozen=True, slots=True)

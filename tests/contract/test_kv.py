@@ -125,6 +125,21 @@ def test_compares_on_a_range(rig: Rig) -> None:
     assert rig.done(Txn((Compare(rig.prefix, CREATE, together, end),), ())).succeeded
 
 
+def test_compares_that_say_less(rig: Rig) -> None:
+    """Nothing in a range has changed since a revision: true of an empty range, false for one key put behind it."""
+    end = prefix_end(rig.prefix)
+    revision = put_all(rig, "a", "b")
+    since = Compare(rig.prefix, MOD, revision + 1, end, less=True)
+    assert rig.done(Txn((since,), ())).succeeded
+    assert not rig.done(Txn((Compare(rig.prefix, MOD, revision, end, less=True),), ())).succeeded
+    rig.done(Txn((), (Delete(rig.prefix + "a"),)))
+    assert rig.done(Txn((since,), ())).succeeded
+    put_all(rig, "c")
+    assert not rig.done(Txn((since,), ())).succeeded
+    rig.done(Txn((), (Delete(rig.prefix, end),)))
+    assert rig.done(Txn((since,), ())).succeeded
+
+
 def test_create_and_mod_revision(rig: Rig) -> None:
     """Putting keeps create_revision and moves mod_revision, also with an equal value; a key put again is new."""
     key = rig.prefix + "k"

@@ -154,6 +154,8 @@ class Store:
             kv.create_revision if compare.target is Target.CREATE else kv.mod_revision
             for kv in self._at(compare.key, compare.range_end, 0)
         ]
+        if compare.less:
+            return all(value < compare.revision for value in values or [0])
         return all(value == compare.revision for value in values or [0])
 
     def _check_path(self, txn: Txn, path: list[bool], lease_exists: Callable[[int], bool]) -> None:

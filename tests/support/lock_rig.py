@@ -16,6 +16,7 @@ from snapd.errors import CsnapError
 from snapd.lockspace.kv import Kv, Put, Range, Txn, prefix_end
 from snapd.lockspace.member import Member
 from snapd.lockspace.ports import Limits, Settings
+from snapd.lockspace.protocol import Speaks
 from snapd.lockspace.records import MemberRecord
 from snapd.messages import NL, Bumped, Done, FencedNotice, Grant, Message, Revoke, Serving, Stopped, Want
 from snapd.units import SECOND
@@ -25,6 +26,8 @@ from tests.support.virtual_time import Scheduler, Timer
 UUID = "5b1c0e7e-6d0f-4c57-9a5e-0d8a7f2f9a11"
 STORE = "11111111-2222-4333-8444-555555555555"
 TTL = 4
+STARTED = 1_700_000_000
+SPEAKS = Speaks()
 
 
 class PlayedFencer:
@@ -109,7 +112,7 @@ class Worker:
 class Host:
     """A member, its worker, what it was told; also the member's Effects."""
 
-    def __init__(self, rig: LockRig, node: str, machine: str, boot: str, incarnation: str = "") -> None:
+    def __init__(self, rig: LockRig, node: str, machine: str, boot: str, speaks: Speaks, incarnation: str = "") -> None:
         self.rig, self.node = rig, node
         self.deadline = 0
         self.states: list[str] = []
@@ -132,6 +135,8 @@ class Host:
             f"/run/{node}/lock",
             ttl=TTL,
             limits=Limits(2 * SECOND),
+            speaks=speaks,
+            started=STARTED,
         )
         self.kv = cast(Kv, HostKv(self, rig.etcd.client(self.settings.incarnation)))
         self.member = Member(self.settings, self.kv, self, self, self.fencer, lambda record: self.proven(record))
@@ -254,9 +259,11 @@ class LockRig:
         if ready and nodes:
             self.until(lambda: all(host.member.state == "active" for host in self.hosts.values()))
 
-    def add(self, node: str, machine: str = "", boot: str = "boot-1", start: bool = True) -> Host:
+    def add(
+        self, node: str, machine: str = "", boot: str = "boot-1", start: bool = True, speaks: Speaks = SPEAKS
+    ) -> Host:
         """A new incarnation of ``node``; the older one, if any, is no longer reachable by name."""
-        host = self.hosts[node] = Host(self, node, machine or f"machine-{node}", boot)
+        host = self.hosts[node] = Host(self, node, machine or f"machine-{node}", boot, speaks)
         if start:
             host.run(host.member.start)
         return host

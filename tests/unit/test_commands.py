@@ -45,9 +45,19 @@ STATUS: dict[str, Any] = {
         "helper": "",
         "waiting": [{"node": "host-b", "by": "host-a", "since_seconds": 90.0}],
     },
-    "members": [{"node": "host-b", "state": "fencing", "by": "host-a"}],
+    "members": [
+        {
+            "node": "host-b",
+            "state": "fencing",
+            "by": "host-a",
+            "version": "0.1.0",
+            "protocols": [1, 1],
+            "started": None,
+        }
+    ],
     "io": {"connections": 1, "inflight": 0, "waiting": 0, "direct": True},
     "metrics": "127.0.0.1:9942",
+    "protocol": {"in_force": 1, "oldest": 1, "newest": 2, "spoken_by_all": 1},
     "reload": {"needs_restart": ["[lockspace] lease_ttl"], "error": ""},
     "warnings": ["page cache used"],
     "version": "0.1.0",
@@ -156,11 +166,29 @@ def test_status_for_people(capsys: pytest.CaptureFixture[str], config: str, daem
         "unsafe: it fences nobody",
         "host-b fencing (by host-a)",
         "waiting for fencing of host-b since 90.0 s, by host-a",
+        "protocol 1 in force; no newer one is spoken by host-b\n",
         "restart  needed for [lockspace] lease_ttl",
         "warning  page cache used",
         "s1        active  1664/16384 256  10.2%  read-only  /dev/cow",
     ):
         assert words in shown
+
+
+def test_a_protocol_that_everybody_speaks_is_offered(
+    capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon
+) -> None:
+    """`status` names the command; once it is in force, it says nothing of it; the command says what was and is."""
+    daemon.answer = {**STATUS, "protocol": {"in_force": 1, "oldest": 1, "newest": 2, "spoken_by_all": 2}}
+    assert main(["status", config]) == 0
+    assert "protocol 1 in force; all members speak a newer one: csnap volume upgrade vmstore" in capsys.readouterr().out
+    daemon.answer = {**STATUS, "protocol": {"in_force": 2, "oldest": 1, "newest": 2, "spoken_by_all": 2}}
+    assert main(["status", config]) == 0
+    assert "protocol" not in capsys.readouterr().out
+    daemon.answer = {"protocol": 2, "was": 1}
+    assert main(["volume", "upgrade", config]) == 0
+    daemon.answer = {"protocol": 2, "was": 2}
+    assert main(["volume", "upgrade", config]) == 0
+    assert capsys.readouterr().out == "protocol 2 is in force, it was 1\nprotocol 2 is in force already\n"
 
 
 def test_reload_tells_what_is_in_force_and_what_is_not(
