@@ -14,7 +14,7 @@ from io import TextIOWrapper
 from typing import NoReturn
 
 from snapd import __version__
-from snapd.cli import attaching, commands, devices, fencing, locking, tracing
+from snapd.cli import attaching, commands, devices, doctoring, fencing, locking, tracing
 from snapd.cli.top import command as top
 from snapd.errors import CsnapError, Fenced, NoDaemon
 
@@ -84,6 +84,8 @@ def make_parser() -> Parser:
     live = _command(groups, "top", top.top, "watch a volume live: hosts, locks, snapshots, I/O", "vmstore")
     _config(live)
     top.add_options(live)
+    health = _command(groups, "doctor", doctoring.doctor, "check everything that support would ask for", "vmstore")
+    doctoring.add_options(health)
     locks = _command(groups, "locks", locking.locks, "show who holds and who waits for which lock", "vmstore")
     _config(locks)
     locking.add_options(locks)

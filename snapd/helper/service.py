@@ -3,6 +3,7 @@
     ping                                        who is there, and whether a watchdog is armed
     register    device, key                     register this host's path, make sure of a reservation
     preempt     device, key, victim, abort      another's key goes; make sure of a reservation
+    verify      device, key                     whether this host's path has the key; nothing changes
     unregister  device, key, stay               ... but ``stay`` while this path holds the reservation: others need it
     try         device, key, no_reserve         see trial.py
     pet         deadline                        arm the watchdog if it is not; pet it until then
@@ -53,6 +54,7 @@ class Service:
             "ping": self._ping,
             "register": self._register,
             "preempt": self._preempt,
+            "verify": self._verify,
             "unregister": self._unregister,
             "try": self._try,
             "pet": self._pet,
@@ -87,6 +89,11 @@ class Service:
             done = device.preempt(key, victim, request.get("abort") is not False)
             device.reserve(key)  # the victim may have held the reservation and lost it with the device's power
             return {"found": done.found, "aborted": done.aborted}
+
+    def _verify(self, request: dict[str, Any]) -> dict[str, Any]:
+        key = _key(request, "key")
+        with self._device(request) as device:
+            return {"registered": device.registered(key)}
 
     def _unregister(self, request: dict[str, Any]) -> dict[str, Any]:
         key = _key(request, "key")
