@@ -35,14 +35,20 @@ REMOVED: tuple[tuple[str, str, str], ...] = (
     ("nbd/transmission.py", "        now = desk.now = desk.clock()\n", "        now = 1\n"),
     (
         "nbd/transmission.py",
-        "            if length != lot_length or kind != lot_kind:\n"
-        "                lot_kind, lot_length = kind, length\n"
-        "                lot = desk.lots.open(self._rows[operation], length, now)\n"
-        "                append = lot.requests.append\n",
+        "                if length != lot_length or kind != lot_kind:\n"
+        "                    lot_kind, lot_length = kind, length\n"
+        "                    if lot is not None:\n"
+        "                        desk.begin(lot, run)\n"
+        "                    lot, run = Lot(self._rows[operation], length, now), 0\n"
+        "                    desk.lots.order.append(lot)\n",
         "",
     ),
+    (
+        "nbd/transmission.py",
+        "            if lot is not None:\n                desk.begin(lot, run)\n",
+        "            desk.inflight += run\n",
+    ),
     ("nbd/transmission.py", "finish, lot, cookie)", "finish, None, cookie)"),
-    ("nbd/transmission.py", "            append(request)\n", ""),
     (
         "nbd/transmission.py",
         "        lot = request.lot\n"
@@ -52,7 +58,11 @@ REMOVED: tuple[tuple[str, str, str], ...] = (
         "            desk.lots.fresh.append(lot)\n",
         "",
     ),
-    ("nbd/server.py", "        desk.settle()\n", ""),
+    (
+        "nbd/server.py",
+        "        if desk.lots.fresh:\n            desk.lots.settle(desk.now)\n",
+        "",
+    ),
     # the volume: cached uses of locks
     ("volume/volume.py", "        self._others -= self.admitting\n", ""),
     ("volume/volume.py", "        self._others += 1\n", ""),

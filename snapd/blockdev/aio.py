@@ -430,6 +430,14 @@ class AioEngine:
         used = self._slots - len(self._free) - len(self._free_writes)
         return used + len(self._waiting) + len(self._waiting_writes) + len(self._refused)
 
+    def arguments(self) -> list[Any]:
+        """The ``arg`` of each of them."""
+        used = set(range(self._slots)).difference(self._free, self._free_writes)
+        calls = [self._calls[slot][:2] for slot in used]
+        calls += [call[2:4] if call[0] == self.flush else call[5:7] for call in (*self._waiting, *self._waiting_writes)]
+        calls += [refused[:2] for refused in self._refused]
+        return [arg[2] if done == self._then_flush else arg for done, arg in calls]
+
     def fileno(self) -> int:
         """The eventfd: readable when something can be reaped."""
         return self._eventfd

@@ -85,5 +85,8 @@ class Engine(Protocol):
     def inflight(self) -> int:
         """Operations queued or handed over whose ``done`` has not been called."""
 
+    def arguments(self) -> list[Any]:
+        """The ``arg`` of every such operation, in no order."""
+
     def fileno(self) -> int:
         """A descriptor that is readable when something can be reaped."""

@@ -288,6 +288,10 @@ class MemoryEngine:
         """Operations whose ``done`` has not been called."""
         return len(self._queued) + len(self._queued_writes) + len(self._running)
 
+    def arguments(self) -> list[Any]:
+        """The ``arg`` of each of them."""
+        return [operation.arg for operation in (*self._queued, *self._queued_writes, *self._running)]
+
     def fileno(self) -> int:
         """An eventfd, made when it is first asked for: readable when something can be reaped."""
         if self._eventfd < 0:

@@ -25,7 +25,7 @@ from snapd.nbd.handover import ClientState, ExportFacts
 from snapd.nbd.handshake import Opened
 from snapd.nbd.transmission import Desk, Slots
 from snapd.units import KIB, MIB, SECOND
-from snapd.volume.request import Backend, Export
+from snapd.volume.request import Backend, Export, Request
 
 NEGOTIATION_LIMIT = 30 * SECOND
 """From accept to the end of the negotiation: programs take milliseconds, a person at a prompt some seconds."""
@@ -133,12 +133,14 @@ class NbdServer:
             if queue:
                 self._serve_queue(which)
         self._consider_accepting()
-        desk.settle()
+        if desk.lots.fresh:
+            desk.lots.settle(desk.now)
         return self._progress or bool(desk.answered)
 
     def tick(self, now: int) -> None:
-        """Look at the limits on time."""
+        """Look at the limits on time, and say what is not answered."""
         self.now = now
+        self.desk.publish()
         while self._negotiating:
             connection, accepted = next(iter(self._negotiating.items()))
             if now - accepted < NEGOTIATION_LIMIT:
@@ -226,6 +228,11 @@ class NbdServer:
         talk = connection.talk
         self._queues[talk is not None and talk.need > SMALL].append(connection)
         self.desk.take = self._take_in_order
+
+    def partial(self) -> list[Request]:
+        """WRITEs whose payload is not all here."""
+        talks = (connection.talk for connection in self._connections)
+        return [talk.partial for talk in talks if talk is not None and talk.partial is not None]
 
     # ---- memory
 

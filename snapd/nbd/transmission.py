@@ -28,7 +28,7 @@ from snapd import counters
 from snapd.clock import Clock
 from snapd.nbd import wire
 from snapd.nbd.handshake import Opened
-from snapd.nbd.lots import Lots
+from snapd.nbd.lots import Lot, Lots
 from snapd.nbd.wire import Drop, error_on_the_wire
 from snapd.units import SECOND
 from snapd.volume.request import FLUSH, READ, TRIM, WRITE, ZERO, Request
@@ -94,13 +94,15 @@ class Desk:
         self.answered: list[Transmission] = []  # those whose ``out`` is no longer empty
         self.taking_back = False  # stopping: another process will serve what cannot be served now
 
-    def settle(self) -> None:
-        """Count what this turn has answered, and what is left."""
-        words, lots = self.words, self.lots
-        if lots.fresh:
-            lots.settle(self.now)
-        words[counters.INFLIGHT] = self.inflight
-        words[counters.OLDEST] = lots.oldest()
+    def begin(self, lot: Lot, count: int) -> None:
+        """So many requests of the lot were received, and perhaps some answered already."""
+        lot.left += count
+        self.inflight += count
+
+    def publish(self) -> None:
+        """Now and then: what is not answered, into the counters page."""
+        self.words[counters.INFLIGHT] = self.inflight
+        self.words[counters.OLDEST] = self.lots.oldest()
 
 
 class Transmission:
@@ -143,6 +145,11 @@ class Transmission:
     # ---- requests
 
     @property
+    def partial(self) -> Request | None:
+        """The WRITE whose payload is coming in."""
+        return self._write
+
+    @property
     def depth(self) -> bool:
         """Whether as many requests as allowed are unanswered."""
         return self.inflight >= DEPTH
@@ -162,48 +169,54 @@ class Transmission:
         lot_kind = lot_length = -1
         now = desk.now = desk.clock()
         self.need = 0
-        while end - position >= _REQUEST_SIZE and self.inflight < DEPTH:
-            magic, flags, kind, cookie, offset, length = unpack(data, position)
-            if magic != _REQUEST_MAGIC:
-                raise Drop(f"request magic {magic:#x}")
-            if not (
-                kind == READ and not flags and 0 < length <= _MAX_REQUEST
-                and offset + length <= size and not (offset | length) & mask
-            ):  # fmt: skip
-                error = self._check(kind, flags, offset, length)
-                if error or kind not in _OPERATIONS:
-                    position += _REQUEST_SIZE
-                    position = self._answer_at_once(kind, cookie, length, error, position, end)
-                    if self.ending or self.skip:
+        lot, run = None, 0  # ``run``: requests of the lot that came since it was opened
+        try:
+            while end - position >= _REQUEST_SIZE and self.inflight < DEPTH:
+                magic, flags, kind, cookie, offset, length = unpack(data, position)
+                if magic != _REQUEST_MAGIC:
+                    raise Drop(f"request magic {magic:#x}")
+                if not (
+                    kind == READ and not flags and 0 < length <= _MAX_REQUEST
+                    and offset + length <= size and not (offset | length) & mask
+                ):  # fmt: skip
+                    error = self._check(kind, flags, offset, length)
+                    if error or kind not in _OPERATIONS:
+                        position += _REQUEST_SIZE
+                        position = self._answer_at_once(kind, cookie, length, error, position, end)
+                        if self.ending or self.skip:
+                            return position
+                        continue
+                segments: Sequence[tuple[int, int]] = ()
+                if kind <= WRITE:
+                    taken = take(length)
+                    if taken is None:
+                        self.need = length
                         return position
-                    continue
-            segments: Sequence[tuple[int, int]] = ()
-            if kind <= WRITE:
-                taken = take(length)
-                if taken is None:
-                    self.need = length
-                    return position
-                segments = taken
-            position += _REQUEST_SIZE
-            operation = _OPERATIONS[kind]
-            if length != lot_length or kind != lot_kind:
-                lot_kind, lot_length = kind, length
-                lot = desk.lots.open(self._rows[operation], length, now)
-                append = lot.requests.append
-            request = Request(export, operation, offset, length, segments, flags & 1 == 1, finish, lot, cookie)
-            request.started = now
-            append(request)
-            self.inflight += 1
-            desk.inflight += 1
-            if operation == WRITE:
-                self._write = request
-                self.room = [desk.view[where : where + count] for where, count in segments]
-                position = self._fill(data, position, end)
-                if self.room:
-                    self.late = True
-                    return position
-            else:
-                submit(request)
+                    segments = taken
+                position += _REQUEST_SIZE
+                operation = _OPERATIONS[kind]
+                if length != lot_length or kind != lot_kind:
+                    lot_kind, lot_length = kind, length
+                    if lot is not None:
+                        desk.begin(lot, run)
+                    lot, run = Lot(self._rows[operation], length, now), 0
+                    desk.lots.order.append(lot)
+                request = Request(export, operation, offset, length, segments, flags & 1 == 1, finish, lot, cookie)
+                request.started = now
+                run += 1
+                self.inflight += 1
+                if operation == WRITE:
+                    self._write = request
+                    self.room = [desk.view[where : where + count] for where, count in segments]
+                    position = self._fill(data, position, end)
+                    if self.room:
+                        self.late = True
+                        return position
+                else:
+                    submit(request)
+        finally:
+            if lot is not None:
+                desk.begin(lot, run)
         return position
 
     def _check(self, kind: int, flags: int, offset: int, length: int) -> int:
@@ -368,7 +381,7 @@ class Transmission:
         self.inflight -= 1
         self._desk.inflight -= 1
         request.started = 0
-        request.lot.gone += 1
+        request.lot.left -= 1
         if request.segments:
             self._desk.give(request.segments)
 

@@ -76,9 +76,13 @@ class Closing:
 
     def take_waiting(self) -> list[Part]:
         """Remove and return every waiting part (shutdown, fencing)."""
-        parts = [part for queue in self._waiting.values() for part in queue]
+        parts = self.parts()
         self._waiting.clear()
         return parts
+
+    def parts(self) -> list[Part]:
+        """Every waiting part."""
+        return [part for queue in self._waiting.values() for part in queue]
 
     def end(self, chunk: int) -> list[Part]:
         """Return the parts to restart, once no commit of the chunk is left."""

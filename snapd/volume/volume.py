@@ -190,6 +190,16 @@ class Volume:
         if not request.left:
             request.done(request, request.error)
 
+    def unanswered(self) -> list[Request]:
+        """Every request it has got and not answered. Looks into every corner: for now and then."""
+        parts = [*self._waiting, *self._blocked, *self.regions.parts(), *self.copies.closing.parts()]
+        copies = (copy for snapshot in self.snapshots.values() for copy in snapshot.copies.values())
+        parts += [part for copy in copies for part in copy.parts]
+        arguments = self.engine.arguments()
+        parts += [arg for arg in arguments if isinstance(arg, Part)]
+        found = [part.request for part in parts] + [arg for arg in arguments if isinstance(arg, Request)]
+        return list(dict.fromkeys(found))
+
     # ---- parts
 
     @property

@@ -45,6 +45,7 @@ from snapd.nbd.server import NbdServer
 from snapd.trace import KEPT_FROM, Page
 from snapd.units import KIB, MIB, SECOND
 from snapd.volume.cow import Expected, opener
+from snapd.volume.request import Request
 from snapd.volume.table import Table
 from snapd.volume.volume import Geometry, Volume, default_region
 from snapd.worker.channel import MAX_DESCRIPTORS, Channel
@@ -219,7 +220,7 @@ class Worker:
             if now >= next_tick:
                 next_tick = now + TICK
                 self._table.tick()
-                self._stages.tick(desk.lots.unanswered(), volume)
+                self._stages.tick(self._unanswered(now), volume)
                 if self._accepting:
                     self._server.tick(now)
             words[counters.HEARTBEAT] = now
@@ -229,6 +230,14 @@ class Worker:
             self._wind_up(EIO)
         self._channel.drain()
         return self._exit
+
+    def _unanswered(self, now: int) -> list[Request]:
+        """Requests that are not answered, oldest first; none if no one is slow."""
+        oldest = self._server.desk.lots.oldest()
+        if not oldest or now - oldest < self._stages.threshold:
+            return []
+        found = [*self._server.partial(), *self._volume.unanswered()]
+        return sorted(found, key=lambda request: request.started)
 
     def _try_to_stop(self, now: int) -> None:
         """Send Stopped once nothing is in flight, a store's own I/O included: the locks are given away then."""

@@ -118,6 +118,9 @@ class MemoryEngine:
     def inflight(self) -> int:
         return len(self._queued) + len(self._running)
 
+    def arguments(self) -> list[Any]:
+        return [operation[6] for operation in (*self._queued, *self._running)]
+
     def fileno(self) -> int:
         raise OSError("nothing to wait for: memory")
 

@@ -298,11 +298,11 @@ def test_the_oldest_request_is_known() -> None:
         peer.volume.held.rotate()
         peer.volume.release(1)
         peer.answers()
-        peer.desk.settle()
-    assert peer.desk.lots.oldest() == 1000 and len(list(peer.desk.lots.unanswered())) == 1
+        peer.desk.lots.settle(peer.now)
+    assert peer.desk.lots.oldest() == 1000
     peer.volume.release()
-    peer.desk.settle()
-    assert peer.desk.lots.oldest() == 0
+    peer.desk.lots.settle(peer.now)
+    assert peer.desk.lots.oldest() == 0 and not peer.desk.lots.order
 
 
 def test_byte_by_byte_it_comes_to_the_same() -> None:

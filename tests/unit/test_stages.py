@@ -55,7 +55,10 @@ class Traced:
         return record
 
     def under_way(self) -> list[Record]:
-        self.host.volume.stages.tick(self.requests, self.host.volume)
+        unanswered = self.host.volume.unanswered()
+        assert set(unanswered) == {request for request in self.requests if request.started}
+        oldest_first = sorted(unanswered, key=lambda request: request.started)
+        self.host.volume.stages.tick(oldest_first, self.host.volume)
         return list(read(self.words, UNDER_WAY))
 
 
@@ -251,8 +254,8 @@ def test_what_is_in_use_is_told() -> None:
 # ---- the ring
 
 
-def record(took: int = 1) -> list[int]:
-    return [5, took, 1 | 5 << 8, 4096, 512, 7, 3, 9, 2, *range(len(STAGES))]
+def record(took: int = trace.KEPT_FROM, ended: int = 5) -> list[int]:
+    return [ended, took, 1 | 5 << 8, 4096, 512, 7, 3, 9, 2, *range(len(STAGES))]
 
 
 def test_a_ring_keeps_the_last_and_loses_the_first() -> None:
@@ -260,12 +263,12 @@ def test_a_ring_keeps_the_last_and_loses_the_first() -> None:
     words = page()
     writer = Page(words)
     for took in range(1, SIZES[KEPT] + 11):
-        writer.note(KEPT, record(took))
+        writer.note(record(took + trace.KEPT_FROM))
     found = list(read(words, KEPT, 5))
     assert [each.sequence for each in found] == list(range(11, SIZES[KEPT] + 11))
-    assert found[0].took == 11 and head(words, KEPT) == SIZES[KEPT] + 10
+    assert found[0].took == 11 + trace.KEPT_FROM and head(words, KEPT) == SIZES[KEPT] + 10
     assert next(read(words, KEPT, SIZES[KEPT] + 9)) == Record(
-        SIZES[KEPT] + 10, 5, SIZES[KEPT] + 10, 1, 5, 4096, 512, 7, 2, 9, 2, tuple(range(len(STAGES)))
+        SIZES[KEPT] + 10, 5, SIZES[KEPT] + 10 + trace.KEPT_FROM, 1, 5, 4096, 512, 7, 2, 9, 2, tuple(range(len(STAGES)))
     )
     assert list(read(words, LIVE)) == []
 
@@ -280,6 +283,18 @@ def test_a_torn_record_is_left_out() -> None:
     for tear in tears:
         words = page()
         for _ in range(3):
-            Page(words).note(KEPT, record())
+            Page(words).note(record())
         tear(words, trace.RINGS[KEPT] + trace.RECORD)
         assert [each.sequence for each in read(words, KEPT)] == [1, 3]
+
+
+def test_the_worst_of_a_long_incident_are_kept() -> None:
+    """Of each ten seconds the four slowest, also when a thousand others have come since."""
+    words = page()
+    writer = Page(words)
+    for second in range(60):
+        for index in range(100):
+            writer.note(record(trace.KEPT_FROM + second * 1000 + index, second * SECOND))
+    worst = [(each.ended // SECOND, each.took - trace.KEPT_FROM) for each in read(words, trace.WORST)]
+    assert sorted(worst) == [(second, second * 1000 + index) for second in range(9, 60, 10) for index in range(96, 100)]
+    assert next(read(words, KEPT)).ended > 48 * SECOND
