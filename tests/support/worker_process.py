@@ -24,7 +24,18 @@ from uuid import uuid4
 from snapd.clock import boottime
 from snapd.format.header import Header
 from snapd.format.sidecar import Sidecar
-from snapd.messages import MAX_DATAGRAM, Hello, Message, Overflow, SnapshotSpec, Stop, Stopped, decode, encode
+from snapd.messages import (
+    MAX_DATAGRAM,
+    HandedOver,
+    Hello,
+    Message,
+    Overflow,
+    SnapshotSpec,
+    Stop,
+    Stopped,
+    decode,
+    encode,
+)
 from snapd.units import KIB, MIB, SECOND, SECTOR
 from snapd.worker.launch import Descriptors, WorkerSettings, settings_descriptor
 from snapd.worker.pages import create_counters, create_deadline, create_trace
@@ -65,6 +76,7 @@ class WorkerProcess:
     """A worker serving ``directory/nbd.sock``.
 
     ready: wait until it serves. command: what to run instead of the worker's usual command line.
+    taken: descriptors of an older worker; they are closed here. handed: those that this one has handed over.
     """
 
     def __init__(
@@ -77,11 +89,13 @@ class WorkerProcess:
         ready: bool = True,
         command: Sequence[str] = COMMAND,
         settings: bytes | None = None,
+        taken: Sequence[int] = (),
     ) -> None:
         self.socket = directory / "nbd.sock"
         self.locks = locks or LockSim()
         self.messages: list[Message] = []
         self.silent = False
+        self.handed: list[int] = []
         self.closed = False  # the worker's end of the channel
         self._changed = threading.Condition()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -98,7 +112,7 @@ class WorkerProcess:
         if settings is not None:
             os.ftruncate(settings_fd, 0)
             os.pwrite(settings_fd, settings, 0)
-        given = Descriptors(theirs.fileno(), deadline_fd, counters_fd, trace_fd, lock_fd, settings_fd)
+        given = Descriptors(theirs.fileno(), deadline_fd, counters_fd, trace_fd, lock_fd, settings_fd, tuple(taken))
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 closed with the worker
         self.process = subprocess.Popen(
             [*command, *given.arguments()], pass_fds=given.all(), stdin=subprocess.DEVNULL, stderr=self._stderr
@@ -122,7 +136,8 @@ class WorkerProcess:
     def _pump(self) -> None:
         while True:
             try:
-                data = self._sock.recv(MAX_DATAGRAM)
+                data, descriptors, _, _ = socket.recv_fds(self._sock, MAX_DATAGRAM, 253, socket.MSG_CMSG_CLOEXEC)
+                self.handed += descriptors
             except OSError:
                 data = b""
             with self._changed:
@@ -138,7 +153,7 @@ class WorkerProcess:
         self.messages.append(message)
         if isinstance(message, Hello):
             self._port = self.locks.join("host-a")
-        elif not isinstance(message, Stopped) and self._port is not None:
+        elif not isinstance(message, (HandedOver, Stopped)) and self._port is not None:
             self._port.outbox.append(message)
         self._deliver()
 
@@ -220,9 +235,9 @@ class WorkerProcess:
                 return int(line.split()[1]) * KIB
         raise AssertionError("no VmRSS")
 
-    def stop(self) -> int:
+    def stop(self, hand_over: bool = False) -> int:
         """Ask it to stop; return its exit code."""
-        self.send(Stop())
+        self.send(Stop(hand_over))
         return self.process.wait(PATIENCE)
 
     def hang_up(self) -> None:
@@ -238,6 +253,8 @@ class WorkerProcess:
         self._thread.join()
         self._sock.close()
         self._stderr.close()
+        while self.handed:
+            os.close(self.handed.pop())
 
     def __enter__(self) -> WorkerProcess:
         return self
