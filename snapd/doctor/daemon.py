@@ -72,6 +72,7 @@ def judge(facts: DaemonFacts) -> Iterator[Finding]:
     yield from warnings(about, status["warnings"])
     yield worker(about, facts.answer["worker"])
     yield from members(status["members"], status["node"], status["version"])
+    yield protocol(status.get("protocol") or {}, status["members"])
     yield from snapshots(status["snapshots"])
     yield waits(facts.answer["waits"], status["member"]["lease_ttl_seconds"])
     yield from fencing(status["fencing"])
@@ -155,6 +156,27 @@ def members(rows: Sequence[Mapping[str, Any]], here: str, ours: str) -> Iterator
             yield about.warning("version", f"{found}, here {ours}", "finish the upgrade")
         else:
             yield about.ok("version", found)
+
+
+def protocol(told: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Finding:
+    about = Subject(MEMBERS)
+    force = told.get("in_force") or 0
+    if not force:
+        return about.unchecked("protocol", "the volume's protocol is not known")
+    mute = [row["node"] for row in rows if row.get("protocols") and not _speaks(row["protocols"], force)]
+    if mute:
+        return about.failed("protocol", f"{force} in force; not spoken by {', '.join(mute)}", "upgrade csnap there")
+    if told["spoken_by_all"] > force:
+        return about.note(
+            "protocol",
+            f"{force} in force, all speak {told['spoken_by_all']}",
+            "csnap volume upgrade, when no host goes back",
+        )
+    return about.ok("protocol", f"{force} in force, spoken by all")
+
+
+def _speaks(span: Sequence[int], protocol_in_force: int) -> bool:
+    return bool(span[0] <= protocol_in_force <= span[1])
 
 
 def snapshots(rows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -78,9 +79,9 @@ def _or(ask: Callable[[], T], otherwise: T, errors: list[str]) -> T:
 
 
 def _by_http(facts: EndpointFacts, config: LockspaceConfig) -> EndpointFacts:
-    from dataclasses import replace
-
     days, certificate_error = _certificate(facts.url, config)
+    if facts.error:  # nobody waits for it twice
+        return replace(facts, certificate_days=days, certificate_error=certificate_error)
     offset, in_use, quota = None, None, None
     try:
         context = _context(facts.url, config, verify=True)

@@ -291,8 +291,8 @@ def test_config_check(capsys: pytest.CaptureFixture[str], config: str) -> None:
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     """What a person types next."""
     for words in (
-        "volume init", "serve", "snapshot create", "snapshot delete", "snapshot list", "status", "top", "doctor", "locks",
-        "trace", "check", "dump", "config check", "version",
+        "volume init", "serve", "snapshot create", "snapshot delete", "snapshot list", "status", "top", "doctor",
+        "locks", "trace", "check", "dump", "config check", "version",
     ):  # fmt: skip
         with pytest.raises(SystemExit) as end:
             main([*words.split(), "--help"])

@@ -28,11 +28,13 @@ def told(**changes: Any) -> dict[str, Any]:
     snapshots = changes.pop("snapshots", [SNAPSHOT])
     version = changes.pop("version", "0.1.0")
     fencing = changes.pop("method", "scsi-pr")
+    protocol = changes.pop("protocol", {"in_force": 1, "newest": 2, "spoken_by_all": 1})
     changes.setdefault("members", [{**host("host-a"), "version": "0.1.0"}, {**host("host-b"), "version": "0.1.0"}])
     worker = {"heartbeat_age_seconds": 0.1, **changes.pop("worker", {})}
     value = answer(100.0, worker=worker, **changes)
     value["status"]["snapshots"], value["status"]["version"] = snapshots, version
     value["status"]["fencing"]["method"] = fencing
+    value["status"]["protocol"] = protocol
     return value
 
 
@@ -80,6 +82,9 @@ def test_without_a_daemon_it_says_what_was_not_checked() -> None:
         ({"members": [host("host-b")]}, "members", "version", Level.UNCHECKED),
         ({"members": [{**host("host-b"), "version": "0.0.9"}]}, "members", "version", Level.WARNING),
         ({"members": []}, "members", "state", Level.UNCHECKED),
+        ({"protocol": {"in_force": 1, "newest": 2, "spoken_by_all": 2}}, "members", "protocol", Level.NOTE),
+        ({"protocol": {"in_force": 0, "newest": 2, "spoken_by_all": 0}}, "members", "protocol", Level.UNCHECKED),
+        ({"members": [{**host("host-b"), "protocols": [2, 3]}]}, "members", "protocol", Level.FAILED),
         ({"snapshots": []}, "snapshots", "state", Level.OK),
         ({"snapshots": [{**SNAPSHOT, "state": "invalid"}]}, "snapshots", "state", Level.FAILED),
         ({"snapshots": [{**SNAPSHOT, "state": "deleting"}]}, "snapshots", "state", Level.NOTE),
