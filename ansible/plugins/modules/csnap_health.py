@@ -28,6 +28,11 @@ options:
     type: list
     elements: str
     default: []
+  others:
+    description:
+      - Whether every other member that the daemon knows of has to be active, also one that O(members) does not name.
+    type: bool
+    default: true
   version:
     description:
       - The version that the daemon which runs must have. Any, if not given.
@@ -173,7 +178,7 @@ def status_problems(status, params):
     found += [
         f"{node}: is {state}, as {status['node']} sees it"
         for node, state in states.items()
-        if node != status["node"] and state != "active"
+        if state != "active" and node != status["node"] and (params["others"] or node in params["members"])
     ]
     if params["snapshots"]:
         for row in status["snapshots"]:
@@ -208,6 +213,7 @@ def main():
         argument_spec={
             "volume": {"type": "str", "required": True},
             "members": {"type": "list", "elements": "str", "default": []},
+            "others": {"type": "bool", "default": True},
             "version": {"type": "str"},
             "snapshots": {"type": "bool", "default": True},
             "full": {"type": "float", "default": 95},
