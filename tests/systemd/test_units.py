@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from snapd import config
+from snapd.attach import detach
 from snapd.daemon import ending, serve
 from snapd.units import SECOND
 from tests.systemd.units import UNITS, analyze, make_root, seconds, settings
 
-DAEMON, HELPER = "csnapd@.service", "csnap-helper@.service"
+DAEMON, HELPER, ATTACH = "csnapd@.service", "csnap-helper@.service", "csnap-attach@.service"
+AGAIN = "csnap-attach-again@.service"
+INSTANCES = [unit.replace("@", "@demo") for unit in (DAEMON, HELPER, ATTACH, AGAIN)]
 EXPOSURE_MOST = 25
 """Tenths: 2.5."""
 
@@ -23,7 +26,7 @@ ROOT = UNITS.parent
 def test_systemd_has_nothing_to_say_about_the_units(tmp_path: Path) -> None:
     """`systemd-analyze verify` prints nothing (it ends with 0 even for a key that it does not know)."""
     make_root(tmp_path)
-    result = analyze("verify", f"--root={tmp_path}", "csnapd@demo.service", "csnap-helper@demo.service")
+    result = analyze("verify", f"--root={tmp_path}", *INSTANCES)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
@@ -33,14 +36,14 @@ def test_that_check_sees_a_misspelt_key_and_a_missing_program(tmp_path: Path) ->
     unit = tmp_path / "etc/systemd/system" / DAEMON
     unit.write_text(unit.read_text().replace("WatchdogSec=", "WachdogSec="))
     (tmp_path / "opt/csnap/current/bin/python").unlink()
-    said = analyze("verify", f"--root={tmp_path}", "csnapd@demo.service", "csnap-helper@demo.service").stderr
+    said = analyze("verify", f"--root={tmp_path}", *INSTANCES).stderr
     assert "WachdogSec" in said
     assert "/opt/csnap/current/bin/python" in said
 
 
-@pytest.mark.parametrize("unit", [DAEMON, HELPER])
+@pytest.mark.parametrize("unit", [DAEMON, HELPER, ATTACH, AGAIN])
 def test_the_exposure_is_low(unit: str) -> None:
-    """`systemd-analyze security` puts both at 2.5 or below, without any drop-in."""
+    """`systemd-analyze security` puts each at 2.5 or below, without any drop-in."""
     result = analyze("security", "--offline=true", f"--threshold={EXPOSURE_MOST}", str(UNITS / unit))
     assert result.returncode == 0, result.stdout[-200:]
 
@@ -91,22 +94,23 @@ def test_the_lock_file_outlives_the_service() -> None:
 
 def test_nothing_slows_the_block_path_down() -> None:
     """No limit of memory and no real-time class; memory may be locked."""
-    unit = settings(DAEMON)
-    assert not {"MemoryMax", "MemoryHigh", "IOSchedulingClass", "CPUSchedulingPolicy"} & unit.keys()
-    assert unit["LimitMEMLOCK"] == ["infinity"]
+    for unit in (settings(DAEMON), settings(ATTACH)):
+        assert not {"MemoryMax", "MemoryHigh", "IOSchedulingClass", "CPUSchedulingPolicy"} & unit.keys()
+        assert unit["LimitMEMLOCK"] == ["infinity"]
 
 
 def test_only_disks_may_be_opened() -> None:
     """DeviceAllow names block drivers, for the helper the watchdog as well; the files' groups decide further."""
-    for unit in (DAEMON, HELPER):
+    for unit in (DAEMON, HELPER, ATTACH):
         assert settings(unit)["DevicePolicy"] == ["closed"]
         others = [value for value in settings(unit)["DeviceAllow"] if not value.startswith("block-")]
-        assert others == ([] if unit == DAEMON else ["char-watchdog rw", "/dev/watchdog rw"])
+        assert others == (["char-watchdog rw", "/dev/watchdog rw"] if unit == HELPER else [])
+    assert settings(ATTACH)["DeviceAllow"] == ["block-nbd r"]
 
 
 def test_the_configuration_is_where_the_units_look() -> None:
     """A volume's name leads the command line and the unit to the same file."""
-    for unit in (DAEMON, HELPER):
+    for unit in (DAEMON, HELPER, ATTACH):
         assert settings(unit)["ConditionPathExists"] == [f"{config.DIRECTORY}/%i.toml"]
         assert settings(unit)["ExecStart"][0].endswith(f" {config.DIRECTORY}/%i.toml")
 
@@ -128,11 +132,34 @@ def test_user_and_directories_are_made(tmp_path: Path) -> None:
     assert (tmp_path / "etc/csnap").stat().st_mode & 0o777 == 0o750
 
 
-def test_the_udev_example_is_understood() -> None:
+def test_the_device_outlives_the_daemon_and_the_attach_program() -> None:
+    """No dependency takes it away with csnapd@, and no ExecStop= after a crash; what detaches is SIGTERM.
+    Restart= would stop the mounts as well; it is started anew, and ten failures within two minutes are too many."""
+    unit = settings(ATTACH)
+    assert (unit["Restart"], unit["OnFailure"]) == (["no"], [AGAIN.replace("@", "@%i")])
+    assert settings(AGAIN)["ExecStart"][0] == "/usr/bin/sleep 1"
+    assert 2 * seconds(ATTACH, "StartLimitBurst") < seconds(ATTACH, "StartLimitIntervalSec")
+    assert not {"Requires", "BindsTo", "PartOf", "Requisite", "ExecStop", "ExecStopPost"} & unit.keys()
+    assert "csnapd@%i.service" in unit["Wants"][0] and "csnapd@%i.service" in unit["After"][0]
+    assert unit["Before"] == ["remote-fs-pre.target"]
+    assert seconds(ATTACH, "TimeoutStopSec") * SECOND > 2 * detach.PATIENCE
+
+
+def test_the_attach_program_has_two_capabilities_and_no_network() -> None:
+    """Commands to the driver, and PR_SET_IO_FLUSHER; mounting is in no system call that it may make."""
+    unit = settings(ATTACH)
+    assert unit["CapabilityBoundingSet"] == ["CAP_SYS_ADMIN CAP_SYS_RESOURCE"]
+    assert unit["RestrictAddressFamilies"] == ["AF_UNIX AF_NETLINK"]
+    assert unit["SystemCallFilter"] == ["@system-service", "~@privileged @resources", "prlimit64"]
+
+
+@pytest.mark.parametrize("name", ["61-csnap.rules.example", "62-csnap-nbd.rules"])
+def test_the_udev_rules_are_understood(name: str) -> None:
     """Each rule matches and assigns with keys that udev has; none gives access to more than the group."""
-    text = (UNITS / "udev/61-csnap.rules.example").read_text()
+    text = (UNITS / "udev" / name).read_text()
     rules = [line for line in text.splitlines() if line and not line.startswith("#")]
-    term = r'(?:ACTION|SUBSYSTEM|ENV\{\w+\}|GROUP|MODE|GOTO|LABEL)(?:==|!=|=)"[^"]*"'
+    keys = r"ACTION|SUBSYSTEM|KERNEL|ENV\{\w+\}|ATTRS?\{\w+\}|PROGRAM|SYMLINK|OPTIONS|GROUP|MODE|GOTO|LABEL"
+    term = rf'(?:{keys})(?:==|!=|=|\+=|-=)"[^"]*"'
     assert rules
     for rule in rules:
         assert re.fullmatch(f"{term}(?:, {term})*", rule), rule

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 UNITS = Path(__file__).parents[2] / "systemd"
-PROGRAMS = ("opt/csnap/current/bin/csnap", "opt/csnap/current/bin/python", "usr/bin/install")
+TOOLS = ("install", "kill", "sleep", "systemctl")
+PROGRAMS = ("opt/csnap/current/bin/csnap", "opt/csnap/current/bin/python", *(f"usr/bin/{tool}" for tool in TOOLS))
 
 
 def make_root(root: Path) -> None:
