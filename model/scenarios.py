@@ -103,6 +103,10 @@ HOLDS = (
     Scenario("create", "create", "", "two hosts create on one device", quick=True),
     Scenario("create-force", "create", "-DFORCE=1", "... with --force"),
     Scenario(
+        "versions", "versions", "", "hosts come, go and come back as any version, the protocol is raised", quick=True
+    ),
+    Scenario("versions-again", "versions", "-DSTARTS=3", "... three times each"),
+    Scenario(
         "processes", "processes", "", "each process killed or stopped, lease lost, answers lost, restart", quick=True
     ),
     Scenario("processes-no-fence", "processes", "-DFENCE=0 -DDOUBTS=2 -DWANTS=4", "fencing never works"),
@@ -163,6 +167,9 @@ PROBES = (
     Scenario("create 1", "create", "-DPROBE=1", "refused, taken back, the device used by the other"),
     Scenario("create 2", "create", "-DPROBE=2", "the lease was lost while formatting, and the creation goes on"),
     Scenario("create 3", "create", "-DPROBE=3", "the device used after the creator was fenced"),
+    Scenario("versions 1", "versions", "-DPROBE=1", "upgraded hosts, and the newest protocol in force"),
+    Scenario("versions 2", "versions", "-DPROBE=2", "refused, and the newest protocol in force"),
+    Scenario("versions 3", "versions", "-DPROBE=3", "csnap 0.1 is a member under protocol 2"),
     Scenario("processes 1", "processes", "-DPROBE=1", "a revoke crossed an upgrade"),
     Scenario("processes 2", "processes", "-DPROBE=2", "revived, and the worker writes on"),
     Scenario("processes 3", "processes", "-DPROBE=3", "a worker wakes with a read that has become wrong"),
@@ -241,6 +248,11 @@ MUTATIONS = (
     Mutation("CREATION_ON_LEASE", ("create",), "the reservation of a creation goes with the lease", quick=True),
     Mutation("UNDO_AFTER_RELEASE", ("create-force",), "formatting is taken back after the reservation was given up"),
     Mutation("CREATION_CLEARED_BEFORE_FENCE", ("create",), "recovery deletes the reservation first"),
+    Mutation(
+        "JOIN_UNCOMPARED", ("versions",), "a join does not compare the protocol that it was decided by", quick=True
+    ),
+    Mutation("RAISE_UNCOMPARED", ("versions",), "the raise does not compare that no member has come since", quick=True),
+    Mutation("CLEANS_AS_ITS_PREDECESSOR", ("versions",), "who cleans up is judged by what its predecessor spoke"),
     Mutation("NO_FENCE", ("create",), "recovery does not fence"),
     Mutation("NO_DEADLINE", ("processes",), "the worker does not look at the deadline"),
     Mutation("NO_DEADLINE_AFTER_READ", ("processes",), "... not after a read"),

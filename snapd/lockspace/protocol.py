@@ -12,7 +12,7 @@ speak it are refused from then on, so a roll that fails half way could not be ro
 
     1    csnap 0.1.0. It does not compare ``format`` when it joins, but looks at it when it starts: one that started
          before protocol 2 came into force and joins after is a member that cannot read the others' records. So
-         protocol 2 may add nothing that anybody's data depends on
+         protocol 2 may add nothing that anybody's data depends on; and before 3, no csnap 0.1 may be starting still
     2    m/<node> has ``started``. From here on joining compares
 """
 
