@@ -93,7 +93,7 @@ class Daemon:
             self._loop, find_notify(), watchdog_interval(), self._stale, lambda: status.line(self._view)
         )
         self._reloading = Reloading(config, self._loop, self._log, self._view, self._notifier)
-        self._store = find_store()
+        self._inherited, self._store = inherited(), find_store()
         self._ending = Ending(self._loop, self._log, self._store)
         self._tracing = Tracing(self._loop, config.node.name, config.volume.name)
         self._closers: list[Callable[[], None]] = []
@@ -169,7 +169,7 @@ class Daemon:
 
     def _taken(self) -> list[int]:
         """What the process before this one has left of its clients."""
-        taken = inherited()
+        taken, self._inherited = self._inherited, []
         if taken and (self._store is None or not self._store.forget()):
             self._log(ERROR, "not_taken_over", {"why": "systemd has not confirmed that it has forgotten them"})
             shut_down(taken)
