@@ -3,7 +3,9 @@
 One shared page of 64-bit words, written by the worker alone. No content of any request is in it.
 
     kept        ring of the last requests that took KEPT_FROM or longer: what an incident leaves
-    live        ring of the last ones below that which took as long as ``csnap trace --threshold`` asks for now
+    worst       of each WORST_SPAN of the last hour the few slowest of these: a long incident pushes its beginning out
+                of ``kept``. Read whole: a record may be replaced while its span lasts
+    live        ring of the last ones below KEPT_FROM which took as long as ``csnap trace --threshold`` asks for now
     under way   the oldest requests that are not answered yet, as of the last tick (4 a second)
     in use      regions and tails that I/O of this host uses, as of the last tick
 
@@ -13,6 +15,7 @@ it for torn unless both say what was expected, before and after.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -43,19 +46,21 @@ RECORD = AGAIN + 1
 """Words of a record. WHAT: operation and errno << 8. EXPORT, STORE: the first half of a store's UUID, 0: the origin, or
 none. LOCKED: region waited for + 1, 0: none."""
 
-KEPT, LIVE, UNDER_WAY = range(3)
-SIZES = (1024, 2048, 16)
+KEPT, WORST, LIVE, UNDER_WAY = range(4)
+WORST_OF = 4
+WORST_SPAN = 10 * SECOND
+SIZES = (1024, 3600 * SECOND // WORST_SPAN * WORST_OF, 2048, 16)
 
-HEADS = 0  # three words: the highest number in each ring; of ``under way``: how many there are
-THRESHOLD = 3  # in force, ns
-TICKED = 4  # boottime ns of the last tick
-RUNNING = 5  # parts and other uses of the table that run
-REGIONS_USED, TAILS_USED = 6, 7  # how many follow
+HEADS = 0  # four words: the highest number in each ring; of ``under way``: how many there are
+THRESHOLD = 4  # in force, ns
+TICKED = 5  # boottime ns of the last tick
+RUNNING = 6  # parts and other uses of the table that run
+REGIONS_USED, TAILS_USED = 7, 8  # how many follow
 REGIONS_MOST, TAILS_MOST = 256, 16
-REGIONS_AT = 8
+REGIONS_AT = 9
 TAILS_AT = REGIONS_AT + REGIONS_MOST
-RINGS = (first := TAILS_AT + TAILS_MOST, first + SIZES[0] * RECORD, first + (SIZES[0] + SIZES[1]) * RECORD)
-WORDS = RINGS[2] + SIZES[2] * RECORD
+RINGS = tuple(TAILS_AT + TAILS_MOST + RECORD * sum(SIZES[:ring]) for ring in range(len(SIZES)))
+WORDS = RINGS[UNDER_WAY] + SIZES[UNDER_WAY] * RECORD
 PAGE_BYTES = -(-WORDS * 8 // 4096) * 4096
 
 
@@ -92,9 +97,28 @@ class Page:
 
     def __init__(self, words: memoryview) -> None:
         self._words = words
+        self._span = -1
+        self._worst: list[tuple[int, int]] = []  # of this span: took, number
 
-    def note(self, ring: int, record: Sequence[int]) -> None:
-        """Append a record: the words from ENDED to the last SPENT."""
+    def note(self, record: Sequence[int]) -> None:
+        """Write down a request: the words from ENDED to the last SPENT."""
+        ended, took = record[:2]
+        if took < KEPT_FROM:
+            self._append(LIVE, record)
+            return
+        self._append(KEPT, record)
+        span, worst = ended // WORST_SPAN, self._worst
+        if span != self._span:
+            self._span = span
+            worst.clear()
+        if len(worst) < WORST_OF:
+            self._append(WORST, record)
+            worst.append((took, head(self._words, WORST)))
+        elif took > (least := min(worst))[0]:
+            worst[worst.index(least)] = took, least[1]
+            self._put(WORST, least[1], record)
+
+    def _append(self, ring: int, record: Sequence[int]) -> None:
         head = self._words[HEADS + ring] + 1
         self._put(ring, head, record)
         self._words[HEADS + ring] = head
@@ -103,8 +127,7 @@ class Page:
         words = self._words
         at = RINGS[ring] + (number - 1) % SIZES[ring] * RECORD
         words[at] = words[at + AGAIN] = 0
-        for index, value in enumerate(record, at + 1):
-            words[index] = value
+        words[at + 1 : at + AGAIN] = memoryview(array("Q", record))
         words[at + AGAIN] = words[at] = number
 
     def under_way(self, records: Sequence[Sequence[int]]) -> None:

@@ -142,7 +142,7 @@ class Connection:
             wanted = sum(map(len, talk.room))
             count = self._sock.recvmsg_into([*talk.room[: MAX_PIECES - 1], scratch])[0]
             if count:
-                talk.received(min(count, wanted))
+                talk.received_later(min(count, wanted))
                 count -= min(count, wanted)
                 self._parse(talk, scratch, count)
                 return

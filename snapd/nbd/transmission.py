@@ -110,7 +110,7 @@ class Transmission:
 
     __slots__ = (
         "_allocation", "_desk", "_device", "_finish", "_flags", "_mask", "_rows", "_size", "_structured", "_write",
-        "back", "closed", "ending", "export", "held", "inflight", "late", "need", "opened", "out", "owner", "room",
+        "back", "closed", "ending", "export", "held", "inflight", "need", "opened", "out", "owner", "room",
         "skip",
     )  # fmt: skip
 
@@ -127,7 +127,6 @@ class Transmission:
         self.room: list[memoryview] = []
         self.skip = 0  # bytes of a refused payload that are still to come
         self.ending = False
-        self.late = False  # a payload did not come with its request
         self.closed = False
         self._desk = desk
         self._size = export.size
@@ -210,7 +209,6 @@ class Transmission:
                     self.room = [desk.view[where : where + count] for where, count in segments]
                     position = self._fill(data, position, end)
                     if self.room:
-                        self.late = True
                         return position
                 else:
                     submit(request)
@@ -273,6 +271,14 @@ class Transmission:
             self.received(count)
         return position
 
+    def received_later(self, count: int) -> None:
+        """As ``received``, of a payload that has not come with its request."""
+        request = self._write
+        whole = request is not None and count == sum(map(len, self.room))
+        if request is not None and whole and self._desk.clock() - request.started >= LATE:
+            self._desk.on_late(request)
+        self.received(count)
+
     def received(self, count: int) -> None:
         """``count`` more bytes of the payload are in ``room``; start the WRITE if that was all."""
         room = self.room
@@ -285,10 +291,6 @@ class Transmission:
             del room[0]
         if not room and self._write is not None:
             request, self._write = self._write, None
-            if self.late:
-                self.late = False
-                if self._desk.clock() - request.started >= LATE:
-                    self._desk.on_late(request)
             self._desk.submit(request)
 
     def _count_error(self, operation: int, error: int) -> None:

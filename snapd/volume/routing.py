@@ -26,7 +26,7 @@ from snapd.blockdev.base import Device
 from snapd.errors import CsnapError, FormatError, StoreFull, StoreInvalid, WouldBlock
 from snapd.exstore.clusterized import Clusterized
 from snapd.messages import CR, EX, Overflow
-from snapd.trace import COMMIT, IO, READ_OLD
+from snapd.trace import COMMIT, READ_OLD
 from snapd.volume.part import Part
 from snapd.volume.request import FLUSH, READ
 from snapd.volume.snapshot import Snapshot
@@ -51,8 +51,6 @@ class Router:
         volume, request = self._volume, part.request
         operation, export = request.operation, request.export
         part.left = part.error = 0
-        if part.timeline is not None:
-            volume.stages.enter(part, IO)
         if not isinstance(export, Snapshot):
             if operation == READ:
                 self._submit(part, [(volume.origin, part.offset, part.where, part.length)], write=False)

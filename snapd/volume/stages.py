@@ -2,7 +2,7 @@
 
 A part that runs to its end at once has no timeline and costs nothing here. One that waits, or copies, gets one when it
 first does; it covers the request's whole time from its arrival on, each moment in exactly one of ``trace.STAGES``. What
-is noted of a request is the timeline of the part that was finished last: nothing is counted twice, and the stages add
+is noted of a request is the timeline of the part that was stamped last: nothing is counted twice, and the stages add
 up to what the client waited. A request without one was on the device all the time.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from snapd import trace
 from snapd.clock import Clock
-from snapd.trace import COMMIT, IO, KEPT, KEPT_FROM, LEASE, LIVE, QUEUED, READ_OLD, SPACE, TAIL, UNDER_WAY, WRITE_COW
+from snapd.trace import COMMIT, IO, KEPT_FROM, LEASE, QUEUED, READ_OLD, SPACE, TAIL, UNDER_WAY, WRITE_COW
 from snapd.volume.request import READ, WRITE, Request
 from snapd.volume.snapshot import Snapshot
 
@@ -26,6 +26,9 @@ LOOKED_AT = 4096
 """Unanswered requests that a tick looks at, at most, for those that are old: they are in the order of their arrival."""
 
 
+_NOTHING = [0] * len(trace.STAGES)
+
+
 class Timeline:
     """``spent`` ns in each stage up to ``since``; from then on in ``stage``. What was waited for last."""
 
@@ -34,7 +37,7 @@ class Timeline:
     def __init__(self, since: int, stage: int) -> None:
         self.since = since
         self.stage = stage
-        self.spent = [0] * len(trace.STAGES)
+        self.spent = _NOTHING.copy()
         self.region = -1
         self.snapshot: Snapshot | None = None
 
@@ -70,13 +73,16 @@ class Stages:
     def enter(self, part: Part, stage: int, was: int = QUEUED) -> Timeline:
         """The part is in ``stage`` from now on. ``was``: where it has been if this is its first stamp."""
         now = self._clock()
-        timeline = part.timeline
+        timeline, request = part.timeline, part.request
         if timeline is None:
-            request = part.request
             before = request.timeline
             timeline = part.timeline = Timeline(request.started or now, was) if before is None else before.copy()
-            request.timeline = timeline
-        timeline.leave(now)
+        request.timeline = timeline
+        if timeline.stage == SPACE:
+            timeline.leave(now)
+        else:
+            timeline.spent[timeline.stage] += now - timeline.since
+            timeline.since = now
         timeline.stage = stage
         return timeline
 
@@ -115,8 +121,7 @@ class Stages:
         """The request is answered, and took longer than what is asked for."""
         now = self._clock()
         if self.page is not None:
-            took = now - request.started
-            self.page.note(KEPT if took >= KEPT_FROM else LIVE, self._record(request, error, now, request.timeline))
+            self.page.note(self._record(request, error, now, request.timeline))
 
     def tick(self, requests: Iterable[Request], volume: Volume) -> None:
         """Write down which requests are not answered yet though slow, and what their like uses."""

@@ -221,12 +221,11 @@ class Volume:
     def restart(self, parts: Sequence[Part]) -> None:
         """Route anew parts that waited in a queue."""
         for part in parts:
+            self.stages.enter(part, IO)  # unless it must wait again
             self.start(part)
 
     def finish(self, part: Part) -> None:
         """A running part is done (its ``error`` says how)."""
-        if part.timeline is not None:
-            part.request.timeline = part.timeline
         self._ended += 1
         self._part_done(part.request, part.error or self.failed)
         self._check_drained()
@@ -282,6 +281,7 @@ class Volume:
                 if self.failed:
                     self.finish(part)
                 else:
+                    self.stages.enter(part, IO)
                     self.router.route(part)
         self.restart(waiting)
         self.wake()

@@ -193,7 +193,7 @@ MUTANTS = (
         "snapd.volume.volume",
         (
             (
-                "        if not self.running and self.frozen:\n            self.on_drained()\n\n    # ---- the turn",
+                "        if self.frozen and not self.running:\n            self.on_drained()\n\n    # ---- the turn",
                 "        if self.frozen:\n            self.on_drained()\n\n    # ---- the turn",
             ),
         ),

@@ -11,6 +11,8 @@ from snapd.messages import EX, SnapshotSpec
 from snapd.trace import KEPT, LIVE, SIZES, STAGES, UNDER_WAY, Page, Record, half, head, read
 from snapd.units import SECOND
 from snapd.volume.request import READ, WRITE, Request
+from snapd.volume.stages import Stages
+from tests.support.nbd_peer import Peer, write
 from tests.support.worker_rig import CHUNK, Host, Rig
 
 MS = SECOND // 1000
@@ -249,6 +251,26 @@ def test_what_is_in_use_is_told() -> None:
     rig.run()
     traced.under_way()
     assert trace.used(traced.words).regions == set() and trace.used(traced.words).running == 0
+
+
+def test_a_payload_that_comes_slowly_is_no_fault_of_the_disk() -> None:
+    """A WRITE whose payload took its time was queued; one whose payload is awaited is shown as queued."""
+    peer = Peer()
+    words = page()
+    stages = Stages(lambda: peer.now)
+    stages.page = Page(words)
+    desk = peer.desk
+    desk.slow, desk.on_slow, desk.on_late = trace.KEPT_FROM, stages.slow, stages.queued
+    peer.now = SECOND
+    said = write(0, b"x" * 4096, 1)
+    peer.say(said[:2000])
+    peer.volume.hold = True
+    peer.now += 150 * MS
+    peer.talk.received_later(len(said) - 2000)
+    peer.now = desk.now = peer.now + 20 * MS
+    peer.volume.release()
+    (record,) = read(words, KEPT)
+    assert spent(record) == {"queued": 150, "io": 20}
 
 
 # ---- the ring

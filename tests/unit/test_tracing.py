@@ -17,7 +17,7 @@ from snapd.daemon.loop import Loop
 from snapd.daemon.tracing import ASKED_FOR, Tracing
 from snapd.errors import NoDaemon, Refused
 from snapd.messages import EX, Grant, Message, Trace, Want
-from snapd.trace import IO, KEPT, LIVE, REGION, STAGES, Page
+from snapd.trace import IO, LIVE, REGION, STAGES, Page
 from snapd.units import MIB, SECOND
 from tests.support.lock_rig import LockRig
 from tests.support.virtual_time import Scheduler
@@ -45,10 +45,10 @@ class Asked:
         self.tracing.command({"command": "trace", **fields}, cast(Reply, self))
         return cast(dict[str, Any], self.values[-1])
 
-    def note(self, took: int, ring: int = KEPT, region: int = -1, region_ms: int = 0, io: int = 0) -> None:
+    def note(self, took: int, region: int = -1, region_ms: int = 0, io: int = 0) -> None:
         """A write that ended now; times in ms."""
         stages = [{REGION: region_ms, IO: io}.get(stage, 0) * MS for stage in range(len(STAGES))]
-        self.page.note(ring, [self.scheduler.now(), took * MS, 1, 16384, 4096, 0, region + 1, 0, IO, *stages])
+        self.page.note([self.scheduler.now(), took * MS, 1, 16384, 4096, 0, region + 1, 0, IO, *stages])
 
 
 def test_an_answer_has_what_is_behind_the_numbers_that_were_seen() -> None:
@@ -58,15 +58,30 @@ def test_an_answer_has_what_is_behind_the_numbers_that_were_seen() -> None:
     first = asked.ask()
     assert [row["took_ms"] for row in first["requests"]] == [150.0] and first["heads"] == {"kept": 1, "live": 0}
     assert asked.ask(after=first["heads"])["requests"] == []
-    asked.note(20, LIVE, io=20)
+    asked.note(20, io=20)
     asked.scheduler.run_for(MS)
     asked.note(300, io=300)
     second = asked.ask(after=first["heads"], threshold_ns=10 * MS)
     assert [(row["ring"], row["took_ms"]) for row in second["requests"]] == [("live", 20.0), ("kept", 300.0)]
     assert second["lost"] == 0 and second["node"] == "host-a" and second["format"] == 1
     for _ in range(trace.SIZES[LIVE] + 5):
-        asked.note(20, LIVE)
+        asked.note(20)
     assert asked.ask(after=second["heads"], threshold_ns=10 * MS)["lost"] >= 5
+
+
+def test_the_beginning_of_a_long_incident_is_told_by_its_worst() -> None:
+    """Two minutes of slow requests, more than the ring holds: the first answer has the slowest of each ten seconds too,
+    none twice; later ones have only what is new."""
+    asked = Asked()
+    for _ in range(120):
+        for index in range(20):
+            asked.note(150 + index, io=150 + index)
+        asked.scheduler.run_for(SECOND)
+    first = asked.ask()
+    rings = [row["ring"] for row in first["requests"]]
+    assert rings.count("kept") == 1024 and 4 * 7 - 4 <= rings.count("worst") <= 4 * 8
+    assert rings[0] == "worst" and first["requests"][0]["took_ms"] == 169.0
+    assert asked.ask(after=first["heads"])["requests"] == []
 
 
 def test_a_threshold_is_in_force_until_nobody_asks_for_it() -> None:
@@ -123,7 +138,7 @@ def test_what_was_answered_since_the_worker_looked_is_not_under_way() -> None:
             for offset, took in ((0, 300), (8192, 200))]  # fmt: skip
     asked.page.under_way(rows)
     assert [row["offset"] for row in asked.ask()["under_way"]] == [0, 8192]
-    asked.page.note(KEPT, [*rows[0][:1], *rows[0][1:]])
+    asked.page.note(rows[0])
     assert [(row["offset"], row["stage"], row["ended"]) for row in asked.ask()["under_way"]] == [(8192, "region", None)]
 
 
