@@ -33,13 +33,20 @@ def status(value: dict[str, Any]) -> str:
         ),
         ("members", ", ".join(_member(row) for row in value["members"]) or "none"),
         *_protocol(value),
-        ("metrics", f"http://{value['metrics']}/metrics" if value["metrics"] else "none"),
+        ("metrics", _metrics(value["metrics"])),
         *(("waiting", _waiting(row)) for row in value["fencing"]["waiting"]),
         *_reload(value["reload"]),
         *(("warning", warning) for warning in value["warnings"]),
     ]
     text = "\n".join(f"{name:<9}{shown}" for name, shown in rows)
     return text + "\n\n" + snapshots(value["snapshots"])
+
+
+def _metrics(address: str) -> str:
+    """Where they are read: an address of a plain endpoint has no scheme."""
+    if not address or address.startswith("unix:"):
+        return address or "none"
+    return f"{address if '://' in address else f'http://{address}'}/metrics"
 
 
 def _fencing(value: dict[str, Any]) -> str:

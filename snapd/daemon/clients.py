@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 from snapd.daemon.loop import Loop, Timer
 from snapd.units import MIB, SECOND
@@ -23,10 +24,22 @@ UNSENT_MOST = 64 * MIB
 """Bytes of replies that a client has not taken: beyond, it is dropped. 100,000 locks are some 15 MB."""
 
 
+class Stream(Protocol):
+    """The part of a socket that does not block which is needed here; also TLS over one (tls.py)."""
+
+    def fileno(self) -> int: ...
+
+    def recv(self, size: int, /) -> bytes: ...
+
+    def send(self, data: bytes | bytearray, /) -> int: ...
+
+    def close(self) -> None: ...
+
+
 class Client:
     """One connection. After ``handle`` was called it belongs to the answerer: ``send``, then ``finish``."""
 
-    def __init__(self, server: Server, sock: socket.socket) -> None:
+    def __init__(self, server: Server, sock: Stream) -> None:
         self.sock = sock
         self.open = True
         self.asked = False
@@ -132,7 +145,7 @@ class Server:
         self.most = most
         self.handle = handle
         self._listener = listener
-        self._clients: dict[Client, None] = {}
+        self._clients: dict[Client, None] = {}  # oldest first
         listener.setblocking(False)
         loop.register(listener.fileno(), READABLE, self._accept)
 
@@ -150,6 +163,10 @@ class Server:
         """Whether this peer may ask at all."""
         return True
 
+    def wrap(self, sock: socket.socket) -> Stream:
+        """What the client speaks over."""
+        return sock
+
     def _accept(self, events: int) -> None:
         try:
             sock, _ = self._listener.accept()
@@ -159,12 +176,24 @@ class Server:
         if not self.admit(sock) or not self._room():
             sock.close()
             return
-        self._clients[Client(self, sock)] = None
+        try:
+            self._clients[Client(self, self.wrap(sock))] = None
+        except OSError:  # gone again
+            sock.close()
+
+    @property
+    def oldest(self) -> Client | None:
+        """The client that is here longest."""
+        return next(iter(self._clients), None)
+
+    def expendable(self) -> Client | None:
+        """Who makes room for a newcomer when all places are taken: the oldest that has not finished its request."""
+        return next((client for client in self._clients if not client.asked), None)
 
     def _room(self) -> bool:
         if len(self._clients) < CLIENTS_MOST:
             return True
-        idle = next((client for client in self._clients if not client.asked), None)
-        if idle is not None:
-            idle.close()
-        return idle is not None
+        one = self.expendable()
+        if one is not None:
+            one.close()
+        return one is not None

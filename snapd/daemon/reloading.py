@@ -37,7 +37,7 @@ ELSEWHERE = frozenset({"attach"})
 """Sections that the daemon does not use: whoever does reads the file anew each time."""
 
 
-KEYS = {"host": "listen", "port": "listen"}
+KEYS = {"host": "listen", "port": "listen", "unix": "listen"}
 """Fields that have another name in the file."""
 
 

@@ -151,8 +151,7 @@ class Daemon:
             self._view.helper = self._helper.shown
             self._closers.append(self._helper.close)
         self._closers.append(self._unguard)
-        metrics = self._config.metrics
-        listener = endpoint.listen(metrics.host, metrics.port) if metrics.host else None
+        door = endpoint.open_door(self._config.metrics)
         worker = self._worker = Worker(
             self._loop, self._settings(), self._lock.fd, self._receive, self._worker_ended, self._taken()
         )
@@ -160,12 +159,23 @@ class Daemon:
         self._journal.start()
         self._view.words = worker.words
         self._tracing.attach(worker.trace, worker.send)
-        if listener is not None:
-            self._view.metrics = "{}:{}".format(*listener.getsockname()[:2])
-            registry = CollectorRegistry()
-            CsnapCollector(registry, self._observations, worker.words, endpoint.Sampler(self._loop, self._sample))
-            self._closers.append(endpoint.Endpoint(listener, registry).close)
+        self._expose(door, worker.words)
         self._log(NOTICE, "started", {"version": __version__, "volume": self._config.volume.name, "worker": worker.pid})
+
+    def _expose(self, door: endpoint.Door | None, words: memoryview) -> None:
+        """Metrics, to scrapers and to the text file, if either is configured."""
+        textfile, volume = self._config.metrics.textfile, self._config.volume.name
+        if door is None and not textfile:
+            return
+        registry = CollectorRegistry()
+        CsnapCollector(registry, self._observations, words, endpoint.Sampler(self._loop, self._sample))
+
+        def complain(text: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the daemon is ending
+                self._loop.call_soon_threadsafe(lambda: self._log(WARNING, "warning", {"text": text}))
+
+        self._view.metrics = door.address if door is not None else ""
+        self._closers.append(endpoint.Endpoint(registry, door, textfile, volume, complain).close)
 
     def _taken(self) -> list[int]:
         """What the process before this one has left of its clients."""

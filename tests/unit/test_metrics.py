@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import CollectorRegistry
 
 from snapd import counters
-from snapd.daemon.endpoint import Endpoint, Sampler, listen
+from snapd.daemon.endpoint import Sampler
 from snapd.daemon.families import FAMILIES, HISTOGRAM, INFO
 from snapd.daemon.metrics import CsnapCollector, Observations, Sample, snapshot_slots
 from snapd.daemon.observed import ObservedKv, code
 from snapd.daemon.status import dm_status
-from snapd.errors import Refused
 from snapd.lockspace.kv import Event, Failure, KeyValue, Put, Txn, TxnResult, WatchEvents
 from snapd.lockspace.member import LockRow
 from snapd.lockspace.records import SnapshotRecord
@@ -288,56 +283,7 @@ def test_codes_are_bounded() -> None:
     assert code(Failure("", True, wrong_cluster=True)) == "wrong_cluster"
 
 
-# ---- the endpoint
-
-
-@pytest.fixture
-def address(scene: Scene) -> Iterator[tuple[str, int]]:
-    listener = listen("127.0.0.1", 0)
-    name = listener.getsockname()
-    served = Endpoint(listener, scene.registry)
-    yield name
-    served.close()
-
-
-def fetch(address: tuple[str, int], path: str = "/metrics") -> str:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{address[0]}:{address[1]}{path}", timeout=20) as answer:
-        return str(answer.read().decode())
-
-
-def test_a_scrape_is_answered(address: tuple[str, int]) -> None:
-    """Plain HTTP, the text format."""
-    assert "# TYPE csnap_lock_wait_seconds histogram" in fetch(address)
-    with pytest.raises(urllib.error.HTTPError, match="404") as caught:
-        fetch(address, "/other")
-    caught.value.close()
-
-
-def test_idle_and_slow_scrapers_hold_nobody_up(address: tuple[str, int]) -> None:
-    """Forty connections that say nothing or half a request: the next scrape is answered all the same."""
-    idle = [socket.create_connection(address, 20) for _ in range(40)]
-    for sock in idle[::2]:
-        sock.sendall(b"GET /metrics HT")
-    assert "csnap_build_info" in fetch(address)
-    for sock in idle:
-        sock.close()
-
-
-@pytest.mark.parametrize(
-    ("request_", "status"), [(b"nonsense\r\n\r\n", b"400"), (b"POST /metrics HTTP/1.1\r\n\r\n", b"405")]
-)
-def test_other_requests_are_refused(address: tuple[str, int], request_: bytes, status: bytes) -> None:
-    """By an HTTP status, never by silence."""
-    with socket.create_connection(address, 20) as sock:
-        sock.sendall(request_)
-        assert sock.recv(100).split()[1] == status
-
-
-def test_a_taken_port_is_refused_by_name(address: tuple[str, int]) -> None:
-    """Naming the setting and the address."""
-    with pytest.raises(Refused, match=rf"\[metrics\] listen 127\.0\.0\.1:{address[1]}: Address already in use"):
-        listen(*address)
+# ---- the scrape
 
 
 def test_samples_are_taken_in_the_loop(scene: Scene) -> None:
