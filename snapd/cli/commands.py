@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from snapd import __version__
@@ -63,18 +64,25 @@ def volume_init(arguments: argparse.Namespace) -> int:
     record = new_format(config.volume, size, identity)
     for warning in init_volume(config, record):
         print(f"csnap: warning: {warning}", file=sys.stderr)
-    print(
+    value = {
+        "volume": config.volume.name,
+        "origin_size": size,
+        "chunk_size": record.chunk_size,
+        "region_size": record.region_size,
+    }
+    return _show(
+        arguments,
+        value,
         f"{config.volume.name}: initialized: origin of {format_size(size)}, chunks of {format_size(record.chunk_size)},"
-        f" regions of {format_size(record.region_size)}"
+        f" regions of {format_size(record.region_size)}",
     )
-    return 0
 
 
 def volume_upgrade(arguments: argparse.Namespace) -> int:
     value = _ask(arguments, "volume-upgrade")
     raised = value["protocol"] != value["was"]
-    print(f"protocol {value['protocol']} is in force" + (f", it was {value['was']}" if raised else " already"))
-    return 0
+    shown = f"protocol {value['protocol']} is in force" + (f", it was {value['was']}" if raised else " already")
+    return _show(arguments, value, shown)
 
 
 def snapshot_create(arguments: argparse.Namespace) -> int:
@@ -87,14 +95,12 @@ def snapshot_create(arguments: argparse.Namespace) -> int:
         writable=arguments.writable,
         force=arguments.force,
     )
-    print(f"{value['name']}: taken")
-    return 0
+    return _show(arguments, value, f"{value['name']}: taken")
 
 
 def snapshot_delete(arguments: argparse.Namespace) -> int:
     value = _ask(arguments, "snapshot-delete", name=arguments.name)
-    print(f"{value['name']}: deleted")
-    return 0
+    return _show(arguments, value, f"{value['name']}: deleted")
 
 
 def snapshot_list(arguments: argparse.Namespace) -> int:
@@ -122,6 +128,13 @@ def status(arguments: argparse.Namespace) -> int:
     return _show(arguments, value, text.status(value))
 
 
+def _missing(path: str) -> bool:
+    try:
+        return not Path(path).exists()
+    except OSError:  # only root may look there
+        return False
+
+
 def config_check(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     from snapd.exstore.types import store_types
@@ -130,10 +143,11 @@ def config_check(arguments: argparse.Namespace) -> int:
         store_types().find(config.volume.type)
     except CsnapError as error:
         raise CsnapError(f"{config.path}: [volume] type: {error}") from None
-    print(f"{config.path}: good")
-    return 0
+    for key, path in (("ca", config.lockspace.ca), ("cert", config.lockspace.cert), ("key", config.lockspace.key)):
+        if path and _missing(path):
+            print(f"csnap: warning: {config.path}: [lockspace] {key}: {path}: no such file yet", file=sys.stderr)
+    return _show(arguments, {"path": str(config.path), "volume": config.volume.name}, f"{config.path}: good")
 
 
 def version(arguments: argparse.Namespace) -> int:
-    print(f"csnap {__version__}")
-    return 0
+    return _show(arguments, {"version": __version__}, f"csnap {__version__}")

@@ -33,7 +33,10 @@ def confirm(arguments: argparse.Namespace) -> int:
         if input("Type the member's name to confirm: ").strip() != node:
             raise Refused(f"fence confirm {node}: not confirmed, nothing was changed")
     ask(config.export.admin, {"command": "fence-confirm", "node": node})
-    print(f"{node}: taken to be fenced; its locks are being released")
+    if arguments.json:
+        print(json.dumps({"member": node}))
+    else:
+        print(f"{node}: taken to be fenced; its locks are being released")
     return 0
 
 

@@ -39,6 +39,7 @@ def make_parser() -> Parser:
     volume = _group(groups, "volume", "register volumes")
     init = _command(volume, "init", commands.volume_init, "register the volume in etcd, once", "vmstore")
     _config(init)
+    _json(init)
     upgrade = _command(
         volume,
         "upgrade",
@@ -47,6 +48,7 @@ def make_parser() -> Parser:
         "vmstore",
     )
     _config(upgrade)
+    _json(upgrade)
 
     serve = _command(groups, "serve", commands.serve, "run the daemon in the foreground", "/etc/csnap/vmstore.toml")
     _config(serve)
@@ -60,11 +62,13 @@ def make_parser() -> Parser:
     create.add_argument("--cow", metavar="DEVICE", required=True, help="its COW device, at the same path on every host")
     create.add_argument("--writable", action="store_true", help="let clients write to the snapshot")
     create.add_argument("--force", action="store_true", help="overwrite foreign content of the COW device")
+    _json(create)
     delete = _command(
         snapshot, "delete", commands.snapshot_delete, "delete a snapshot; its COW device is free", "vmstore s1"
     )
     _config(delete)
     delete.add_argument("name", metavar="NAME")
+    _json(delete)
     listing = _command(snapshot, "list", commands.snapshot_list, "list the snapshots, newest first", "vmstore --json")
     _config(listing)
     _json(listing)
@@ -103,6 +107,7 @@ def make_parser() -> Parser:
     _config(confirm)
     confirm.add_argument("member", metavar="MEMBER", help="its node name, as in csnap status")
     confirm.add_argument("--yes", action="store_true", help="do not ask")
+    _json(confirm)
 
     attach = _command(
         groups, "attach", attaching.attach, "attach the origin to this host's kernel, and keep it attached", "vmstore"
@@ -122,8 +127,10 @@ def make_parser() -> Parser:
     dump.add_argument("--json", action="store_true", required=True, help="as JSON, the only form there is")
 
     config = _group(groups, "config", "look at configurations")
-    _config(_command(config, "check", commands.config_check, "check a configuration file", "/etc/csnap/vmstore.toml"))
-    _command(groups, "version", commands.version, "print the version", "")
+    good = _command(config, "check", commands.config_check, "check a configuration file", "/etc/csnap/vmstore.toml")
+    _config(good)
+    _json(good)
+    _json(_command(groups, "version", commands.version, "print the version", ""))
     completion = _command(groups, "completion", _completion, "print a completion script", "bash > csnap.bash")
     completion.add_argument("shell", choices=["bash"])
     return parser

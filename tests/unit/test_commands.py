@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from snapd import __version__
 from snapd.cli import commands, text
 from snapd.cli.main import main, make_parser
 from snapd.errors import Fenced
@@ -298,6 +300,35 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
             main([*words.split(), "--help"])
         assert end.value.code == 0
         assert f"example: csnap {words}" in capsys.readouterr().out
+
+
+def test_every_command_that_tells_something_tells_it_in_json() -> None:
+    """But serve, whose log is the journal's, what undoes an attachment, and completion, which is a script already."""
+    without = []
+
+    def walk(parser: argparse.ArgumentParser, path: str) -> None:
+        groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        for group in groups:
+            for name, child in group.choices.items():
+                walk(child, f"{path} {name}".strip())
+        if not groups and "--json" not in parser.format_help():
+            without.append(path)
+
+    walk(make_parser(), "")
+    assert without == ["serve", "detach", "completion"]
+
+
+def test_answers_of_commands_in_json(capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon) -> None:
+    """One object each, nothing beside it on standard output."""
+    daemon.answer = {"name": "s1", "store": "x"}
+    for words, expected in (
+        (["snapshot", "create", config, "s1", "--cow", "/dev/x", "--json"], daemon.answer),
+        (["snapshot", "delete", config, "s1", "--json"], daemon.answer),
+        (["config", "check", config, "--json"], {"path": config, "volume": "vmstore"}),
+        (["version", "--json"], {"version": __version__}),
+    ):
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out) == expected
 
 
 def test_grpc_is_loaded_by_serve_and_init_alone() -> None:
