@@ -91,11 +91,12 @@ def load(path: Path) -> Config:
 def parse(path: Path, values: dict[str, Any]) -> Config:
     """Check ``values`` as they stand in the file ``path``. Raises ConfigError."""
     root = Table(path, "", values)
+    about = volume.read(root.table("volume"))
     config = Config(
         path,
-        volume.read(root.table("volume")),
+        about,
         node.read(root.table("node", optional=True)),
-        lockspace.read(root.table("lockspace")),
+        lockspace.read(root.table("lockspace"), about.name),
         export.read(root.table("export")),
         metrics.read(root.table("metrics", optional=True)),
         fencing.read(root.table("fencing")),

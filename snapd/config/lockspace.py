@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from snapd.config.checks import absolute, boolean, whole
+from snapd.config.checks import boolean, whole
+from snapd.config.credentials import secret
 from snapd.config.table import Table
 from snapd.units import SECOND
 
@@ -49,14 +50,14 @@ def endpoints(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def read(table: Table) -> LockspaceConfig:
+def read(table: Table, volume: str) -> LockspaceConfig:
     lockspace = LockspaceConfig(
         endpoints=table.get("endpoints", endpoints),
         lease_ttl=table.get("lease_ttl", whole(TTL_LEAST, TTL_MOST, "seconds"), 10),
         freeze_limit=table.get("freeze_limit", freeze_limit, 5 * SECOND),
-        ca=table.get("ca", absolute, ""),
-        cert=table.get("cert", absolute, ""),
-        key=table.get("key", absolute, ""),
+        ca=table.get("ca", secret(volume), ""),
+        cert=table.get("cert", secret(volume), ""),
+        key=table.get("key", secret(volume), ""),
         allow_old_etcd=table.get("allow_old_etcd", boolean, False),
     )
     table.finish()

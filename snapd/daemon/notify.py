@@ -53,6 +53,17 @@ def watchdog_interval() -> int:
     return int(microseconds) * 1000 // 2 if microseconds.isdigit() and meant else 0
 
 
+def watchdog_warning(interval: int, ttl: int, volume: str) -> str:
+    """What is wrong with a watchdog of this interval beside a lease of ``ttl`` seconds; "" if nothing is."""
+    allowed = 2 * interval // SECOND
+    if not interval or 2 * interval < ttl * SECOND:
+        return ""
+    return (
+        f"WatchdogSec= is {allowed} s, and lease_ttl {ttl} s: a host that hangs should be ended before its lease is."
+        f" systemctl edit csnapd@{volume}: [Service] WatchdogSec={max(1, ttl * 4 // 5)}"
+    )
+
+
 class Freshness:
     """Judges whether the watchdog may be fed."""
 

@@ -45,7 +45,7 @@ from snapd.daemon.lockfile import LockFile
 from snapd.daemon.log import Log
 from snapd.daemon.loop import Loop
 from snapd.daemon.metrics import CsnapCollector, Observations, Sample
-from snapd.daemon.notify import Freshness, Notifier, find_notify, watchdog_interval
+from snapd.daemon.notify import Freshness, Notifier, find_notify, watchdog_interval, watchdog_warning
 from snapd.daemon.observed import ObservedKv
 from snapd.daemon.opening import Opening
 from snapd.daemon.outbox import Outbox
@@ -157,6 +157,8 @@ class Daemon:
         )
         self._closers.append(worker.close)
         self._journal.start()
+        if warning := watchdog_warning(watchdog_interval(), self._config.lockspace.lease_ttl, self._config.volume.name):
+            self._warn(warning)
         self._view.words = worker.words
         self._tracing.attach(worker.trace, worker.send)
         self._expose(door, worker.words)

@@ -36,7 +36,7 @@ def test_keys_of_etcd_come_as_credentials(host: Host, configure: Configure, tmp_
     certificates = make_certificates(tmp_path)
     store, there = "/etc/credstore", f"/run/credentials/{UNIT}"
     files = {"ca": certificates.client.ca, "cert": certificates.client.cert, "key": certificates.client.key}
-    keys = "".join(f'{kind} = "{there}/etcd.{kind}"\n' for kind in files)
+    keys = "".join(f'{kind} = "credential:etcd.{kind}"\n' for kind in files)
     with EtcdServer(certificates=certificates) as secured:
         configure("vmstore", url=secured.url, edit=lambda text: text.replace("[export]", f"{keys}[export]"))
         for kind, path in files.items():
@@ -44,6 +44,8 @@ def test_keys_of_etcd_come_as_credentials(host: Host, configure: Configure, tmp_
         host.run("chmod", "0700", store)
         host.walk("init-credentials")
         host.walk("start")
+        assert host.run("systemctl", "reload", UNIT) == ""
+        assert host.call("/opt/csnap/current/bin/csnap", "status", "vmstore", user="csnap").returncode == 0
         assert host.call("cat", f"{store}/csnap.vmstore.key", user="csnap").returncode != 0
         assert host.call("cat", f"{there}/etcd.key", user="nobody").returncode != 0
         assert host.run("cat", f"{there}/etcd.key", user="csnap") == Path(files["key"]).read_text()

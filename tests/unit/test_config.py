@@ -54,6 +54,26 @@ def test_the_whole_file_is_read(tmp_path: Path) -> None:
     assert (read.fencing.method, read.fencing.options, read.fencing.hosts) == ("unsafe", {}, {})
 
 
+def test_a_credential_is_where_systemd_puts_it_and_where_root_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the unit: $CREDENTIALS_DIRECTORY; at the command line: the first of systemd's stores that has it."""
+    text = GOOD.replace("lease_ttl = 10", 'ca = "credential:etcd.ca"\ncert = "credential:c"\nkey = "/k"')
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setattr("snapd.config.credentials.STORES", (first, second))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/x")
+    read = load(tmp_path, text).lockspace
+    assert (read.ca, read.cert, read.key) == ("/run/credentials/x/etcd.ca", "/run/credentials/x/c", "/k")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    assert load(tmp_path, text).lockspace.ca == str(first / "csnap.vmstore.ca")
+    second.mkdir()
+    (second / "csnap.vmstore.ca").touch()
+    assert load(tmp_path, text).lockspace.ca == str(second / "csnap.vmstore.ca")
+    for bad in ("credential:", "credential:../x", "credential:a/b", "etcd.ca"):
+        with pytest.raises(ConfigError, match=r"\[lockspace\] ca.*expected"):
+            load(tmp_path, GOOD.replace("lease_ttl = 10", f'ca = "{bad}"'))
+
+
 def test_what_may_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Region size, type, node, TTL and metrics have defaults; the node's is the host's name."""
     monkeypatch.setattr("socket.gethostname", lambda: "host-z")

@@ -20,6 +20,7 @@ from snapd.daemon.notify import (
     Notifier,
     find_notify,
     watchdog_interval,
+    watchdog_warning,
 )
 from snapd.units import SECOND
 
@@ -115,6 +116,13 @@ def test_readiness_is_told_again_until_systemd_listens() -> None:
     told.deaf = False
     assert told.later(SECOND) == ["WATCHDOG=1", "READY=1"]
     told.loop.close()
+
+
+def test_a_watchdog_that_outlives_the_lease_is_named() -> None:
+    """WatchdogSec= has to be below lease_ttl; what to write is said. Without a watchdog there is nothing to say."""
+    assert watchdog_warning(4 * SECOND, 10, "v1") == watchdog_warning(0, 2, "v1") == ""
+    assert "WatchdogSec= is 8 s, and lease_ttl 8 s" in watchdog_warning(4 * SECOND, 8, "v1")
+    assert watchdog_warning(4 * SECOND, 5, "v1").endswith("systemctl edit csnapd@v1: [Service] WatchdogSec=4")
 
 
 def test_the_journal_is_used_only_if_standard_error_is_it() -> None:
