@@ -5,7 +5,8 @@ and ends by 8 s; then leaving has until LEAVE_END; at STOP_LIMIT the process end
 
     until  8.3 s  WORKER_END   the worker has stopped, or is killed and nothing is released
     until  9.1 s  LEAVE_END    everything is released, or left to recovery
-    until  9.3 s  STOP_LIMIT   out; closing, and handing over the clients, takes a moment
+    until  9.3 s  STOP_LIMIT   out
+    until  9.8 s  KEEP_END     the clients are handed over, if there are any; closing takes a moment
 
 Under systemd the worker hands its clients over: what waits for a lock does not fail, but waits in the next process.
 What a death at each step leaves of that:
@@ -37,6 +38,8 @@ LEAVE_LIMIT = 5 * SECOND
 """An etcd that has not answered for so long does not in the next seconds either."""
 
 STOP_LIMIT = 93 * SECOND // 10
+KEEP_END = 98 * SECOND // 10
+KEEP_LIMIT = 4.0  # seconds, for a stop that has time left: systemd may be busy
 
 
 class Ending:
@@ -102,5 +105,6 @@ class Ending:
             return
         descriptors = self._worker.handed_over()
         if descriptors:
-            kept = self._store.keep(descriptors)
+            left = (self._since + KEEP_END - self._loop.now()) / SECOND
+            kept = self._store.keep(descriptors, min(left, KEEP_LIMIT))
             self._log(NOTICE if kept else WARNING, "handed_over", {"descriptors": len(descriptors), "confirmed": kept})

@@ -25,7 +25,7 @@ def test_what_is_kept_is_there_and_forgotten_when_told(manager: ServiceManager) 
     pipes = [os.pipe() for _ in range(130)]
     ends = [fd for pair in pipes for fd in pair]
     try:
-        assert store.keep(ends)
+        assert store.keep(ends, 5.0)
         assert [os.fstat(fd).st_ino for fd in manager.stored] == [os.fstat(fd).st_ino for fd in ends]
         assert manager.messages == ["FDSTORE=1\nFDNAME=csnap"] * 2 + ["BARRIER=1"]
         assert store.forget()
