@@ -366,6 +366,7 @@ ONE_HOST = Dashboard(
                 "Oldest request",
                 SECONDS,
                 ("csnap_io_oldest_inflight_seconds{SEL}", "{{volume}}"),
+                ("csnap_backend_oldest_inflight_seconds{SEL}", "{{volume}} {{backend}}"),
                 alerts=("CsnapIoStuck",),
             ),
             graph(
@@ -382,6 +383,7 @@ ONE_HOST = Dashboard(
                 "A copy-out, 99th percentile",
                 SECONDS,
                 (quantile(0.99, "csnap_cow_copy_seconds", "volume"), "{{volume}}"),
+                (quantile(0.99, "csnap_cow_copy_stage_seconds", "volume, stage"), "{{volume}} {{stage}}"),
             ),
             graph(
                 "A commit's stages, 99th percentile",

@@ -74,7 +74,12 @@ IO_ERRORS = {
 }
 IO = {(device, op): _take(ROW) for device in DEVICES for op in OPERATIONS}
 BACKEND = {(device, op): _take(ROW) for device in BACKENDS for op in BACKEND_OPERATIONS}
+BACKEND_OLDEST = {backend: _take(1) for backend in BACKENDS}
+"""Boottime ns at which the oldest operation in flight was handed to the kernel; 0: none is."""
+BACKEND_OF = {row: backend for (backend, _), row in BACKEND.items()}
 COPY = _take(ROW)  # a copy-out from its start to its publication
+COPY_STAGES = {stage: _take(ROW) for stage in ("read", "write")}
+"""Of the chunks that were written in one operation: from the first's start until all were read, and until written."""
 COMMIT = {stage: _take(ROW) for stage in ("flush", "write")}
 BATCH = _take(ROW)  # exceptions in a group commit
 

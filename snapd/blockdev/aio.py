@@ -430,6 +430,17 @@ class AioEngine:
         used = self._slots - len(self._free) - len(self._free_writes)
         return used + len(self._waiting) + len(self._waiting_writes) + len(self._refused)
 
+    def publish(self) -> None:
+        """Now and then: since when the oldest operation is in flight, for each backend, into the counters page."""
+        oldest: dict[str, int] = {}
+        for slot in set(range(self._slots)).difference(self._free, self._free_writes):
+            _, _, _, kick, row = self._calls[slot]
+            if kick[0] and row:
+                backend = counters.BACKEND_OF[row]
+                oldest[backend] = min(kick[0], oldest.get(backend, kick[0]))
+        for backend, at in counters.BACKEND_OLDEST.items():
+            self._words[at] = oldest.get(backend, 0)
+
     def arguments(self) -> list[Any]:
         """The ``arg`` of each of them."""
         used = set(range(self._slots)).difference(self._free, self._free_writes)

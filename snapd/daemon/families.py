@@ -102,6 +102,9 @@ IO = (
     _gauge("io_oldest_inflight_seconds", "Age of the oldest unanswered request; 0: none."),
     _gauge("io_stalled", "1: the worker has stopped at the deadline."),
     _histogram("backend_io_seconds", "Operations on origin and COW devices, from io_submit on.", "backend", "op"),
+    _gauge(
+        "backend_oldest_inflight_seconds", "Age of the oldest operation in flight on the disks.", "backend"
+    ),
     _gauge("nbd_connections", "Clients connected."),
     _counter("nbd_protocol_errors", "Connections dropped because of what the client sent."),
 )
@@ -109,6 +112,7 @@ COW = (
     _counter("cow_copies", "Chunks copied out."),
     _counter("cow_copy_bytes", "Bytes copied out."),
     _histogram("cow_copy_seconds", "A copy-out from its start to its publication."),
+    _histogram("cow_copy_stage_seconds", "Stages of a copy-out before its commit.", "stage"),
     _histogram("cow_commit_batch_exceptions", "Exceptions in a group commit."),
     _histogram("cow_commit_seconds", "Stages of a group commit.", "stage"),
     _counter("cow_metadata_reads", "Times that a store's metadata was re-read.", "reason"),

@@ -172,14 +172,13 @@ def _number(value: Value | None) -> float:
 def page_values(words: memoryview, now: int, snapshots: tuple[SnapshotRecord, ...]) -> Values:
     """What the worker has counted."""
     rows = {(device, op): row for (device, op), row in counters.IO.items()}
-    oldest, heartbeat = words[counters.OLDEST], words[counters.HEARTBEAT]
     found: Values = {
         "io_seconds": {labels: _row(words, row) for labels, row in rows.items()},
         "io_bytes": {labels: words[row + counters.BYTES] for labels, row in rows.items()},
         "io_errors": {labels: words[at] for labels, at in counters.IO_ERRORS.items()},
         "io_inflight": {(): words[counters.INFLIGHT]},
         "io_waiting": {(): words[counters.WAITING]},
-        "io_oldest_inflight_seconds": {(): max(0, now - oldest) / SECOND if oldest else 0.0},
+        "io_oldest_inflight_seconds": {(): _age(now, words[counters.OLDEST])},
         "io_stalled": {(): words[counters.STALLED]},
         "io_rejected": _rejected(words),
         "backend_io_seconds": {labels: _row(words, row) for labels, row in counters.BACKEND.items()},
@@ -187,14 +186,18 @@ def page_values(words: memoryview, now: int, snapshots: tuple[SnapshotRecord, ..
         "nbd_protocol_errors": {(): words[counters.PROTOCOL_ERRORS]},
         "cow_copies": {(): words[counters.COPIES]},
         "cow_copy_bytes": {(): words[counters.COPY_BYTES]},
+        "backend_oldest_inflight_seconds": {
+            (backend,): _age(now, words[at]) for backend, at in counters.BACKEND_OLDEST.items()
+        },
         "cow_copy_seconds": {(): _row(words, counters.COPY)},
+        "cow_copy_stage_seconds": {(stage,): _row(words, row) for stage, row in counters.COPY_STAGES.items()},
         "cow_commit_batch_exceptions": {(): _row(words, counters.BATCH, LOG2_COUNTS, 1)},
         "cow_commit_seconds": {(stage,): _row(words, row) for stage, row in counters.COMMIT.items()},
         "cow_metadata_reads": {(reason,): words[at] for reason, at in counters.REREADS.items()},
         "cow_metadata_read_exceptions": {(): words[counters.REREAD_ENTRIES]},
         "snapshot_invalidations": {(reason,): words[at] for reason, at in counters.INVALIDATIONS.items()},
         "metadata_corruption": {(kind,): words[at] for kind, at in counters.CORRUPTIONS.items()},
-        "worker_heartbeat_age_seconds": {(): max(0, now - heartbeat) / SECOND if heartbeat else 0.0},
+        "worker_heartbeat_age_seconds": {(): _age(now, words[counters.HEARTBEAT])},
         "direct_io": {(): words[counters.DIRECT]},
         "lock_acquisitions": {
             (mode, resource, "cached", "granted"): words[at] for (resource, mode), at in counters.CACHED.items()
@@ -209,6 +212,11 @@ def page_values(words: memoryview, now: int, snapshots: tuple[SnapshotRecord, ..
             found.setdefault("cow_size_bytes", {})[record.name,] = slot.total * SECTOR
             found.setdefault("cow_exceptions", {})[record.name,] = slot.exceptions
     return found
+
+
+def _age(now: int, then: int) -> float:
+    """Seconds since ``then``; 0: it has not been."""
+    return max(0, now - then) / SECOND if then else 0.0
 
 
 def _rejected(words: memoryview) -> dict[Labels, Value]:

@@ -220,6 +220,7 @@ class Worker:
             if now >= next_tick:
                 next_tick = now + TICK
                 self._table.tick()
+                engine.publish()
                 self._stages.tick(self._unanswered(now), volume)
                 if self._accepting:
                     self._server.tick(now)

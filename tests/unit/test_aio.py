@@ -221,3 +221,27 @@ def test_an_operation_that_hangs_is_timed_however_many_others_went_by() -> None:
         engine.close()
     assert words[counters.BACKEND["cow", "write"] + counters.SUM] == 2000
     assert words[counters.BACKEND["cow", "read"]] == 50 and words[counters.BACKEND["cow", "read"] + counters.SUM] == 0
+
+
+def test_the_oldest_operation_in_flight_is_known_for_each_backend() -> None:
+    """From its io_submit until it is reaped: what is only queued does not count, nor what the gate holds."""
+    now, gate = [500], [False]
+    with make_rig(on_disk(file_disk)) as rig:
+        words = page()
+        engine = AioEngine(Arena(MIB), 8, gate=lambda: gate[0], words=words, clock=lambda: now[0])
+        other = Rig(engine, rig.device, words)
+        at = counters.BACKEND_OLDEST["cow"]
+        engine.write(rig.device, 0, BLOCK, 0, other.done, 1)
+        engine.kick()
+        engine.publish()
+        assert words[at] == 0 and engine.arguments() == [1]
+        engine.read(rig.device, 0, BLOCK, 0, other.done, 2)
+        engine.kick()
+        now[0], gate[0] = 600, True
+        engine.kick()
+        engine.publish()
+        assert words[at] == 500 and sorted(engine.arguments()) == [1, 2]
+        other.until(lambda: len(other.results) == 2)
+        engine.publish()
+        assert words[at] == 0 and words[counters.BACKEND_OLDEST["origin"]] == 0
+        engine.close()

@@ -189,6 +189,18 @@ def test_a_request_under_a_held_table_is_a_cached_use_of_it() -> None:
     assert answers == [0] and uses(host) == {("table", "CR"): 5}
 
 
+def test_a_copy_has_stages_each_as_often_as_chunks_were_copied() -> None:
+    """Read from the origin and written to the COW device; a client's own whole chunk is only written."""
+    rig = Rig(origin_chunks=64, region_chunks=64)
+    rig.snapshot("s1", writable=True)
+    host = rig.hosts[0]
+    rig.write(host, "origin", 0, b"n" * 5 * CHUNK)
+    read, write = (host.words[counters.COPY_STAGES[stage]] for stage in ("read", "write"))
+    assert read == write == host.words[counters.COPIES] == 5
+    rig.write(host, "snapshot/s1", 10 * CHUNK, b"n" * CHUNK)
+    assert host.words[counters.COPY_STAGES["read"]] == 5 and host.words[counters.COPY_STAGES["write"]] == 6
+
+
 def test_the_use_that_waited_for_a_region_is_not_a_cached_one() -> None:
     """The first copy-out asks for the region, the next ones find it; likewise reads that fall through."""
     rig = Rig(origin_chunks=64, region_chunks=16)
