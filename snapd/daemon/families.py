@@ -102,9 +102,7 @@ IO = (
     _gauge("io_oldest_inflight_seconds", "Age of the oldest unanswered request; 0: none."),
     _gauge("io_stalled", "1: the worker has stopped at the deadline."),
     _histogram("backend_io_seconds", "Operations on origin and COW devices, from io_submit on.", "backend", "op"),
-    _gauge(
-        "backend_oldest_inflight_seconds", "Age of the oldest operation in flight on the disks.", "backend"
-    ),
+    _gauge("backend_oldest_inflight_seconds", "Age of the oldest operation in flight on the disks.", "backend"),
     _gauge("nbd_connections", "Clients connected."),
     _counter("nbd_protocol_errors", "Connections dropped because of what the client sent."),
 )
