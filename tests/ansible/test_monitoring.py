@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from tests.ansible.runner import COLLECTION
 
 SOURCE = COLLECTION.parent / "grafana"
 KEYS = ("ca", "cert", "key")
+pytestmark = pytest.mark.timeout(400)  # runs of Ansible, on a busy machine
+
 PLAYBOOK = COLLECTION / "playbooks/monitoring.yml"
 
 
@@ -34,7 +37,7 @@ class Site:
             one.mkdir(parents=True)
         hosts = {f"host-{letter}": {"ansible_host": f"10.0.0.{n}"} for n, letter in enumerate("abc", 11)}
         volumes = [{"name": "vmstore"}, {"name": "home", "metrics_listen": "10.0.0.99:9943"}]
-        here = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+        here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
         inventory = {
             "csnap": {
                 "hosts": {name: hosts[name] for name in ("host-a", "host-b")},
