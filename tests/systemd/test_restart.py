@@ -22,8 +22,8 @@ pytestmark = [
 ]
 
 WRITERS = 4
-STALL_LIMIT = 10.0
-"""Seconds: the default lease's; a restart takes some two on a busy machine."""
+STALL_LIMIT = 20.0
+"""Seconds: one is usual, five were seen on a machine with six other loads."""
 
 CRASH_LIMIT = 30.0
 """RestartSec, the start, and the retries of the client."""

@@ -44,7 +44,7 @@ def handovers(draw: st.DrawFn) -> Handover:
     return Handover(draw(TEXT), draw(TEXT), listener, (draw(NUMBER), draw(NUMBER)), tuple(clients))
 
 
-EXPORT = ExportFacts("origin", "", 64 * MIB, False, 512)
+EXPORT = ExportFacts("origin", "", 16 * MIB, False, 512)
 WHOLE = Handover("v", "b", 1, (2, 3), (ClientState(4, EXPORT, True, 1, 0, b"unread", b"unsent"),))
 
 
@@ -82,7 +82,7 @@ def sealed(facts: Any, blobs: bytes = b"") -> bytes:
     return HEAD.pack(MAGIC, VERSION, len(rest), zlib.crc32(rest)) + rest
 
 
-ROW = [4, "origin", "", 64 * MIB, False, 512, True, 1, 0, 0, 0]
+ROW = [4, "origin", "", 16 * MIB, False, 512, True, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_any_json_is_a_state_or_refused(facts: Any) -> None:
 
 GO = wire.CLIENT_FLAGS.pack(3) + option(wire.OPT_GO, info("origin"))
 HELLO = wire.GREETING.size + 2 * wire.OPTION_REPLY.size + 12 + 14 + wire.OPTION_REPLY.size
-PATTERN = bytes(range(256)) * (256 * KIB)
+PATTERN = bytes(range(256)) * (64 * KIB)
 
 
 class Rig:
@@ -133,7 +133,7 @@ class Rig:
     def server(self, name: str) -> RamServer:
         server = RamServer(
             str(self.directory / name),
-            [RamExport("origin", 64 * MIB)],
+            [RamExport("origin", 16 * MIB)],
             lambda: self.now,
             8,
             34,
@@ -353,7 +353,7 @@ def test_a_client_at_its_end_is_not_handed_over(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"size": 32 * MIB}, {"minimum_block": 4096}, {"read_only": True}, {"identity": "another store"}, {"name": "x"},
+        {"size": 8 * MIB}, {"minimum_block": 4096}, {"read_only": True}, {"identity": "another store"}, {"name": "x"},
     ],
 )  # fmt: skip
 def test_an_export_that_is_another_is_refused(rig: Rig, other: dict[str, Any]) -> None:
