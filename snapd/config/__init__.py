@@ -98,7 +98,7 @@ def parse(path: Path, values: dict[str, Any]) -> Config:
         node.read(root.table("node", optional=True)),
         lockspace.read(root.table("lockspace"), about.name),
         export.read(root.table("export")),
-        metrics.read(root.table("metrics", optional=True)),
+        metrics.read(root.table("metrics", optional=True), about.name),
         fencing.read(root.table("fencing")),
         attach.read(root.table("attach", optional=True)),
     )

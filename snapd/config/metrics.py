@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from snapd.config.checks import absolute
+from snapd.config.credentials import secret
 from snapd.config.export import SOCKET_PATH_MOST
 from snapd.config.table import Table
 
@@ -60,15 +61,16 @@ def textfile(value: Any) -> str:
     return path
 
 
-def read(table: Table) -> MetricsConfig:
+def read(table: Table, volume: str) -> MetricsConfig:
+    pem = secret(volume)
     host, port, unix = table.get("listen", listen, ("127.0.0.1", 9942, ""))
     metrics = MetricsConfig(
         host,
         port,
         unix,
-        table.get("tls_cert", absolute, ""),
-        table.get("tls_key", absolute, ""),
-        table.get("tls_client_ca", absolute, ""),
+        table.get("tls_cert", pem, ""),
+        table.get("tls_key", pem, ""),
+        table.get("tls_client_ca", pem, ""),
         table.get("textfile", textfile, ""),
     )
     table.finish()

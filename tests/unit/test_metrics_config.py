@@ -14,7 +14,7 @@ CERTS = {"tls_cert": "/c.pem", "tls_key": "/k.pem"}
 
 
 def config(**values: object) -> MetricsConfig:
-    return read(Table(Path("v.toml"), "metrics", values))
+    return read(Table(Path("v.toml"), "metrics", values), "v")
 
 
 def test_what_may_be_said() -> None:
@@ -24,6 +24,9 @@ def test_what_may_be_said() -> None:
     assert config(listen="unix:/run/csnap/v/m.sock") == MetricsConfig("", 0, "/run/csnap/v/m.sock")
     secure = config(**CERTS, tls_client_ca="/ca.pem")
     assert (secure.tls_cert, secure.tls_key, secure.tls_client_ca) == ("/c.pem", "/k.pem", "/ca.pem")
+    assert config(tls_cert="credential:metrics.cert", tls_key="credential:metrics.key").tls_key == (
+        "/etc/credstore/csnap.v.metrics.key"
+    )
     assert config(listen="", textfile="/var/lib/x/csnap-v.prom") == MetricsConfig(
         "", 0, textfile="/var/lib/x/csnap-v.prom"
     )
