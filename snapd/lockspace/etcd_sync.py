@@ -70,7 +70,8 @@ class EtcdSync:
 
     def txn(self, txn: Txn) -> TxnResult:
         if txn.writes():
-            self.range(Range("\0", limit=1))
+            asked = (*txn.compare, *txn.success)[0]  # of a key that this user may read
+            self.range(Range(asked.key if not isinstance(asked, Txn) else "\0", limit=1))
         return self._retry(TxnResult, lambda done: self._etcd.txn(txn, ATTEMPT, done))
 
     def _retry(self, kind: type[T], call: Callable[[Callable[[T | Failure], None]], None]) -> T:
