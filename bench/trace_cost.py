@@ -15,10 +15,12 @@ import timeit
 from bench import metrics_cost
 from snapd import trace
 from snapd.clock import boottime
+from snapd.messages import SnapshotSpec
 from snapd.trace import IO, REGION, Page
+from snapd.volume.copyout import Copy
 from snapd.volume.part import Part
 from snapd.volume.request import WRITE, Request
-from snapd.volume.snapshot import OriginExport
+from snapd.volume.snapshot import OriginExport, Snapshot
 from snapd.volume.stages import Stages
 
 REMOVED: tuple[tuple[str, str, str], ...] = (
@@ -52,9 +54,20 @@ def calls() -> None:
         request.timeline = part.timeline = None
         stages.enter(part, REGION)
 
+    spec = SnapshotSpec("s1", "5b1c0e7e-6d0f-4c57-9a5e-0d8a7f2f9a11", "/dev/cow", "active", False, 1)
+    copy = Copy(Snapshot(spec, 1 << 30, 512, 16384), 0, 2, 0, 0, boottime())
+    copy.parts.append(part)
+
+    def copied() -> None:
+        copy.read = boottime()
+        copy.written = boottime()
+        copy.committing = copy.written
+        stages.copied(copy, boottime())
+
     for name, call in (
         ("the first stage of a request", first),
         ("another stage", lambda: stages.enter(part, IO)),
+        ("a copy, with the clocks that it looks at", copied),
         ("a record", lambda: stages.slow(request, 0)),
     ):
         count = 20_000

@@ -109,7 +109,7 @@ class CopyOuts:
             return
         del self._reading[chunk]
         for copy in self._drained.pop(chunk, ()):
-            self._commit(copy)
+            self._commit(copy, self._clock())
 
     # ---- the copy
 
@@ -171,8 +171,6 @@ class CopyOuts:
 
     def _written(self, run: list[Copy], error: int) -> None:
         now = self._clock()
-        if not error:
-            self._count_stages(run, now)
         for copy in run:
             copy.written = now
             if error:
@@ -183,31 +181,23 @@ class CopyOuts:
             if copy.chunk in self._reading:
                 self._drained.setdefault(copy.chunk, []).append(copy)
             else:
-                self._commit(copy)
+                self._commit(copy, now)
 
-    def _count_stages(self, run: list[Copy], now: int) -> None:
-        """Together: to count each chunk of a run on its own would cost more than it tells."""
-        count, read = len(run), max(copy.read for copy in run)
-        if run[0].where >= 0:
-            took = read - min(copy.started for copy in run)
-            counters.note_together(self._words, counters.COPY_STAGES["read"], count, took)
-        counters.note_together(self._words, counters.COPY_STAGES["write"], count, now - read)
-
-    def _commit(self, copy: Copy) -> None:
+    def _commit(self, copy: Copy, now: int) -> None:
         store = copy.snapshot.store
         assert store is not None
-        copy.committing = self._clock()
+        copy.committing = now
         store.commit(copy.chunk, copy.new, lambda durable: self._committed(copy, durable))
 
     def _committed(self, copy: Copy, durable: bool) -> None:
         if not durable:
             self._fail(copy, DeviceError(f"committing chunk {copy.chunk}", 5))
             return
-        words = self._words
+        words, now = self._words, self._clock()
         words[counters.COPIES] += 1
         words[counters.COPY_BYTES] += self._chunk_bytes
-        counters.note(words, counters.COPY, self._chunk_bytes, self._clock() - copy.started)
-        waiting = self._end(copy)
+        counters.note(words, counters.COPY, self._chunk_bytes, now - copy.started)
+        waiting = self._end(copy, now)
         if copy.where < 0:
             self._finished(copy.parts[0])
             self._published(copy.parts[1:], waiting)
@@ -216,11 +206,11 @@ class CopyOuts:
 
     def _fail(self, copy: Copy, error: CsnapError) -> None:
         self._lost(copy.snapshot, error)
-        self._published(copy.parts, self._end(copy))  # routed again, they wait for the table to change
+        self._published(copy.parts, self._end(copy, self._clock()))  # routed again, they wait for the table to change
 
-    def _end(self, copy: Copy) -> list[Part]:
+    def _end(self, copy: Copy, now: int) -> list[Part]:
         """Give back what the copy held; return the reads that waited for its commit."""
-        self._stages.copied(copy)
+        self._stages.copied(copy, now)
         del copy.snapshot.copies[copy.chunk]
         if copy.where >= 0:
             self._buffers.append(copy.where)

@@ -101,9 +101,8 @@ class Stages:
         request.timeline.leave(self._clock())
         request.timeline.stage = IO
 
-    def copied(self, copy: Copy) -> None:
+    def copied(self, copy: Copy, now: int) -> None:
         """A copy has ended, well or not: its parts were, since they came to it, where it was."""
-        now = self._clock()
         for part in copy.parts:
             timeline = part.timeline
             if timeline is not None:
@@ -185,8 +184,13 @@ def _follow(timeline: Timeline, copy: Copy, now: int) -> None:
         (TAIL, max(granted, copy.committing)),
         (COMMIT, now),
     )
+    since, spent = timeline.since, timeline.spent
     for stage, until in steps:
-        timeline.stage = stage
-        timeline.until(stage, min(until or now, now))
-        if not until or until >= now:
-            return
+        if not until or until > now:
+            until = now
+        if until > since:
+            spent[stage] += until - since
+            since = until
+        if until == now:
+            break
+    timeline.stage, timeline.since = stage, since
