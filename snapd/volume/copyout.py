@@ -171,6 +171,8 @@ class CopyOuts:
 
     def _written(self, run: list[Copy], error: int) -> None:
         now = self._clock()
+        if not error:
+            self._count_stages(run, now)
         for copy in run:
             copy.written = now
             if error:
@@ -182,6 +184,14 @@ class CopyOuts:
                 self._drained.setdefault(copy.chunk, []).append(copy)
             else:
                 self._commit(copy, now)
+
+    def _count_stages(self, run: list[Copy], now: int) -> None:
+        """Together: to count each chunk of a run on its own would cost more than it tells."""
+        count, read = len(run), max(copy.read for copy in run)
+        if run[0].where >= 0:
+            took = read - min(copy.started for copy in run)
+            counters.note_together(self._words, counters.COPY_STAGES["read"], count, took)
+        counters.note_together(self._words, counters.COPY_STAGES["write"], count, now - read)
 
     def _commit(self, copy: Copy, now: int) -> None:
         store = copy.snapshot.store
