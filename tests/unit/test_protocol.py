@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from snapd.lockspace.records import FormatRecord, MemberRecord
 from snapd.messages import EX, NL
 from snapd.units import MIB
 from tests.support.fake_etcd import NO_FAULT, Call, Fault
-from tests.support.lock_rig import STARTED, Host, LockRig
+from tests.support.lock_rig import STARTED, TTL, Host, LockRig
 
 FIRST = Speaks(1, 1, "")
 """What csnap 0.1.0 speaks, and does not say."""
@@ -264,3 +266,75 @@ def test_the_volume_keeps_its_sizes_when_it_is_raised() -> None:
     assert upgrade(rig, rig.a) == 2
     raised = FormatRecord.from_bytes("format", rig.key("format") or b"")
     assert (raised.protocol, raised.origin_size, raised.chunk_size) == (2, 4 * MIB, 4096)
+
+
+class Roll:
+    """Hosts that start, stop, die and come back as any version, while people raise the protocol; etcd loses answers."""
+
+    NODES = ("host-a", "host-b", "host-c")
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.rig = LockRig()
+        self.rig.put("format", FORMAT_1)
+        self.rig.etcd.fault = self._fault
+        self.speaks: dict[str, Speaks] = {}  # by incarnation
+        self.raised = self.refused = 0
+
+    def _fault(self, call: Call) -> Fault:
+        decisive = raises(call) or any(joins(call, node) for node in self.NODES)
+        if call.kind != "txn" or self.random.random() > (0.5 if decisive else 0.05):
+            return NO_FAULT
+        delay = self.random.randrange(400_000_000)
+        slow = Fault(request_delay=delay)
+        return self.random.choice((Fault(fail=True), slow, slow, Fault(response_delay=delay)))
+
+    def step(self) -> None:
+        node = self.random.choice(self.NODES)
+        host = self.rig.hosts.get(node)
+        if host is None or host.dead or host.failure is not None:
+            newest = self.random.choice((2, 3, 4, 4, 4))
+            spoken = Speaks(self.random.choice((1, 1, 1, 2)), newest, f"0.{newest}")
+            host = self.rig.add(node, boot=f"boot-{self.random.random()}", speaks=spoken)
+            self.speaks[host.settings.incarnation] = spoken
+        elif self.random.random() < 0.2:
+            host.kill()
+        elif self.random.random() < 0.2:
+            host.stop()
+        else:
+            self.ask()
+        if self.random.random() < 0.5:
+            self.ask()
+        self.rig.run(self.random.choice((0.02, 0.05, 0.1, 0.2, 0.5, 3 * TTL)))
+        self.check()
+
+    def ask(self) -> None:
+        """A person raises the protocol, on whatever host."""
+        for host in self.rig.hosts.values():
+            with contextlib.suppress(CsnapError):
+                if not host.dead:
+                    host.member.upgrade(lambda outcome: None)
+
+    def check(self) -> None:
+        """Whoever is a member speaks what is in force."""
+        protocol = in_force_now(self.rig)
+        self.raised = max(self.raised, protocol)
+        self.refused += sum("is in force in this volume" in str(host.failure) for host in self.rig.hosts.values())
+        for key, value in self.rig.stored().items():
+            if key.startswith("m/"):
+                record = MemberRecord.from_bytes(key, value)
+                mine = record.by or record.incarnation
+                if f"a/{record.node}" in self.rig.stored() and record.node == (record.by_node or record.node):
+                    assert protocol in self.speaks[mine], (key, record, protocol)
+                assert (record.started != 0) <= (protocol >= 2)
+
+
+def test_rolls_at_random() -> None:
+    """Nobody is ever a member under a protocol that it does not speak; protocols are raised, and hosts refused."""
+    rolls = [Roll(seed) for seed in range(150)]
+    for roll in rolls:
+        for _ in range(12):
+            roll.step()
+    assert max(roll.raised for roll in rolls) == 4
+    assert sum(roll.raised > 1 for roll in rolls) > 10
+    assert sum(roll.refused > 0 for roll in rolls) > 10
