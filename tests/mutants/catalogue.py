@@ -286,4 +286,25 @@ MUTANTS = (
         ),
         kinds=("noisy", "freeze", "leader"),
     ),
+    Mutant(
+        "join-under-another-protocol",
+        "a join does not compare the protocol that it was decided by",
+        "snapd.lockspace.joining",
+        (
+            (
+                "conditions = (Compare(alive, Target.CREATE, 0), condition, self._protocol_unchanged())",
+                "conditions = (Compare(alive, Target.CREATE, 0), condition)",
+            ),
+        ),
+        by="tests/unit/test_protocol.py::test_a_join_that_is_under_way_while_the_protocol_is_raised_fails",
+        quick=True,
+    ),
+    Mutant(
+        "raise-beside-a-join",
+        "the protocol is raised though a member has come since the others were judged",
+        "snapd.lockspace.raising",
+        (("self._mirror.revision + 1, prefix_end", "1 << 62, prefix_end"),),
+        by="tests/unit/test_protocol.py::test_a_member_that_joins_while_the_protocol_is_raised_fails_the_raise",
+        quick=True,
+    ),
 )
