@@ -10,6 +10,7 @@ import pytest
 
 from snapd import config
 from snapd.attach import detach
+from snapd.config.credentials import secret
 from snapd.daemon import ending, serve
 from snapd.units import SECOND
 from tests.systemd.units import UNITS, analyze, make_root, seconds, settings
@@ -113,6 +114,15 @@ def test_the_configuration_is_where_the_units_look() -> None:
     for unit in (DAEMON, HELPER, ATTACH):
         assert settings(unit)["ConditionPathExists"] == [f"{config.DIRECTORY}/%i.toml"]
         assert settings(unit)["ExecStart"][0].endswith(f" {config.DIRECTORY}/%i.toml")
+
+
+def test_credentials_are_where_the_command_line_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the unit loads under a name is the file that the same name means to root: one configuration for both."""
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    loaded = [value.split(":") for value in settings(DAEMON)["LoadCredential"]]
+    assert {name for name, _ in loaded} >= {"etcd.ca", "etcd.cert", "etcd.key", "metrics.cert", "metrics.key"}
+    for name, file in loaded:
+        assert secret("%i")(f"credential:{name}") == f"/etc/credstore/{file}"
 
 
 def test_user_and_directories_are_made(tmp_path: Path) -> None:
