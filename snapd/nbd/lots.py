@@ -51,6 +51,10 @@ class Lots:
         while order and not order[0].left:
             order.popleft()
 
+    def inflight(self) -> int:
+        """Requests received and not answered."""
+        return sum(lot.left - lot.answered for lot in self.order)
+
     def oldest(self) -> int:
         """Return when the oldest unanswered request was received; 0: there is none."""
         return next((lot.started for lot in self.order if lot.left > lot.answered), 0)

@@ -86,7 +86,6 @@ class Desk:
         self.words = words
         self.clock = clock
         self.now = clock()  # of this turn: durations are measured by it, one look at the clock for all
-        self.inflight = 0
         self.lots = Lots(words)
         self.slow = NEVER  # ns from which on a request's time is asked about
         self.on_slow: Callable[[Request, int], None] = lambda request, error: None
@@ -94,10 +93,10 @@ class Desk:
         self.answered: list[Transmission] = []  # those whose ``out`` is no longer empty
         self.taking_back = False  # stopping: another process will serve what cannot be served now
 
-    def begin(self, lot: Lot, count: int) -> None:
-        """So many requests of the lot were received, and perhaps some answered already."""
-        lot.left += count
-        self.inflight += count
+    @property
+    def inflight(self) -> int:
+        """Requests received and not answered, of all connections."""
+        return self.lots.inflight()
 
     def publish(self) -> None:
         """Now and then: what is not answered, into the counters page."""
@@ -197,7 +196,7 @@ class Transmission:
                 if length != lot_length or kind != lot_kind:
                     lot_kind, lot_length = kind, length
                     if lot is not None:
-                        desk.begin(lot, run)
+                        lot.left += run
                     lot, run = Lot(self._rows[operation], length, now), 0
                     desk.lots.order.append(lot)
                 request = Request(export, operation, offset, length, segments, flags & 1 == 1, finish, lot, cookie)
@@ -214,7 +213,7 @@ class Transmission:
                     submit(request)
         finally:
             if lot is not None:
-                desk.begin(lot, run)
+                lot.left += run
         return position
 
     def _check(self, kind: int, flags: int, offset: int, length: int) -> int:
@@ -306,7 +305,6 @@ class Transmission:
             return
         operation, segments = request.operation, request.segments
         self.inflight -= 1
-        desk.inflight -= 1
         lot = request.lot
         answered = lot.answered
         lot.answered = answered + 1
@@ -381,7 +379,6 @@ class Transmission:
 
     def _forget(self, request: Request) -> None:
         self.inflight -= 1
-        self._desk.inflight -= 1
         request.started = 0
         request.lot.left -= 1
         if request.segments:
