@@ -307,4 +307,36 @@ MUTANTS = (
         by="tests/unit/test_protocol.py::test_a_member_that_joins_while_the_protocol_is_raised_fails_the_raise",
         quick=True,
     ),
+    # ---- a restart
+    Mutant(
+        "handed-over-unclean",
+        "clients are left to the next daemon although not every lock was released",
+        "snapd.daemon.ending",
+        (("or not self.clean:", "or False:"),),
+        by="tests/unit/test_ending.py::test_an_unclean_leave_keeps_nothing",
+        quick=True,
+    ),
+    Mutant(
+        "closed-not-shut",
+        "a connection that does not fit is closed here, and stays open where somebody else has it",
+        "snapd.worker.takeover",
+        (("        sock.shutdown(socket.SHUT_RDWR)\n", "        pass\n"),),
+        by="tests/unit/test_takeover.py::test_another_volume_is_refused",
+        quick=True,
+    ),
+    Mutant(
+        "export-by-name-alone",
+        "a client goes on with another snapshot of the same name",
+        "snapd.nbd.server",
+        (("if ExportFacts.of(each) == state.export)", "if each.name == state.export.name)"),),
+        by="tests/unit/test_nbd_handover.py::test_an_export_that_is_another_is_refused",
+        quick=True,
+    ),
+    Mutant(
+        "waiting-requests-lost",
+        "requests that wait when a worker stops are handed on neither as bytes nor answered",
+        "snapd.nbd.connection",
+        (('b"".join([*talk.back, self._rest])', "bytes(self._rest)"),),
+        by="tests/unit/test_nbd_handover.py::test_more_than_may_run_at_a_time_is_handed_over",
+    ),
 )
