@@ -6,18 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from snapd.units import MIB
 from tests.support.daemons import Hosts
-from tests.support.traffic import Writer
+from tests.support.traffic import BLOCK, Writer
 
-BLOCKS = 2048
+ORIGIN = 256 * MIB
+"""So large that writes meet chunks without a copy, and so each other's locks, until the last test."""
 
 
 @pytest.fixture(scope="package")
 def busy() -> Iterator[Hosts]:
-    with Hosts(2) as cluster:
+    with Hosts(2, origin_size=ORIGIN, lease_ttl=20) as cluster:
         cluster.start()
-        cluster[0].csnap("snapshot", "create", "CONFIG", "s1", "--cow", cluster.cow("c1"))
-        writers = [Writer(daemon, "origin", number, 0, BLOCKS) for number, daemon in enumerate(cluster)]
+        cluster[0].csnap("snapshot", "create", "CONFIG", "s1", "--cow", cluster.cow("c1", 2 * ORIGIN))
+        writers = [Writer(daemon, "origin", number, 0, ORIGIN // BLOCK) for number, daemon in enumerate(cluster)]
         for writer in writers:
             writer.start()
         yield cluster
