@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from snapd import __version__
 from snapd.errors import FormatError, Refused
@@ -63,6 +64,7 @@ class Speaks:
         return f"{self.oldest}" if self.oldest == self.newest else f"{self.oldest} to {self.newest}"
 
 
+@lru_cache(maxsize=16)  # it is looked at whenever something changes
 def in_force(key: str, value: bytes | None) -> int:
     """The protocol that ``format`` names, whatever else a newer csnap may have put there; absent: 1.
 
