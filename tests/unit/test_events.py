@@ -22,26 +22,39 @@ COMPUTED = {
 HOW = "an event needs a line in snapd/daemon/events.py, an entry in csnap.catalog, and a line in message_ids.txt"
 
 
-def _second_arguments() -> Iterator[ast.expr]:
-    """Of every call to log an event."""
+def _calls() -> Iterator[ast.Call]:
+    """Every call to log an event."""
     for path in sorted((ROOT / "snapd").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and len(node.args) >= 2:
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 if name in LOGGERS:
-                    yield node.args[1]
+                    yield node
+
+
+def _events(call: ast.Call) -> set[str]:
+    argument = call.args[1]
+    branches = [argument.body, argument.orelse] if isinstance(argument, ast.IfExp) else [argument]
+    events = set()
+    for branch in branches:
+        if isinstance(branch, ast.Constant) and isinstance(branch.value, str):
+            events.add(branch.value)
+        else:
+            events |= COMPUTED[ast.unparse(branch)]
+    return events
+
+
+def _fields(call: ast.Call) -> set[str] | None:
+    """The names of its fields; None if they cannot be read here."""
+    keywords = {keyword.arg for keyword in call.keywords if keyword.arg}
+    given = call.args[2] if len(call.args) > 2 else ast.Dict([], [])
+    if not isinstance(given, ast.Dict) or not all(isinstance(key, ast.Constant) for key in given.keys):
+        return None
+    return keywords | {str(key.value) for key in given.keys if isinstance(key, ast.Constant)}
 
 
 def _logged() -> set[str]:
-    events = set()
-    for argument in _second_arguments():
-        branches = [argument.body, argument.orelse] if isinstance(argument, ast.IfExp) else [argument]
-        for branch in branches:
-            if isinstance(branch, ast.Constant) and isinstance(branch.value, str):
-                events.add(branch.value)
-            else:
-                events |= COMPUTED[ast.unparse(branch)]
-    return events
+    return {event for call in _calls() for event in _events(call)}
 
 
 def _catalog() -> dict[str, tuple[str, str]]:
@@ -72,3 +85,20 @@ def test_ids_never_change() -> None:
     golden = dict(reversed(line.split()) for line in (ROOT / "tests/golden/message_ids.txt").read_text().splitlines())
     assert {event: MESSAGE_IDS.get(event) for event in golden} == golden
     assert golden.keys() == MESSAGE_IDS.keys(), HOW
+
+
+def test_texts_speak_of_fields_that_there_are() -> None:
+    """@FIELD@ stands in every entry of the event, or journalctl would print its name; CSNAP_FIELD= in some."""
+    texts = {event: text for event, (_, text) in _catalog().items()}
+    seen: dict[str, list[set[str]]] = {}
+    for call in _calls():
+        fields = _fields(call)
+        for event in _events(call) if fields is not None else ():
+            assert fields is not None
+            always = {"VOLUME", "NODE", *(["SNAPSHOT"] if "snapshot" in fields else [])}
+            seen.setdefault(event, []).append(always | {f"CSNAP_{name.upper()}" for name in fields})
+    for event, entries in seen.items():
+        text = texts[event].replace("@@", "@")
+        assert set(re.findall(r"@([A-Z_]+)@", text)) <= set.intersection(*entries), event
+        assert set(re.findall(r"\b(CSNAP_[A-Z_]+)=", text)) <= set.union(*entries), event
+    assert len(seen) > 50
