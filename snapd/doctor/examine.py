@@ -39,7 +39,7 @@ def examine(config: Config, ask: daemon_facts.Ask, progress: Progress = lambda t
     progress("asking the daemon")
     with_daemon = _try(findings, Subject(daemon.AREA), "answers", lambda: daemon_facts.gather(config, ask))
     if with_daemon is not None:
-        _try(findings, Subject(daemon.AREA), "status", lambda: findings.extend(list(daemon.judge(with_daemon))))
+        _try(findings, Subject(daemon.AREA), "status", lambda: findings.extend(daemon.judge(with_daemon)))
 
     progress("asking etcd")
     key = Keys(config.volume.cluster_uuid).format
@@ -54,7 +54,7 @@ def examine(config: Config, ask: daemon_facts.Ask, progress: Progress = lambda t
         findings.append(_same(config, record))
 
     progress("looking at the devices")
-    findings += _devices(config, record, snapshots)
+    _try(findings, Subject(devices.AREA), "open", lambda: findings.extend(_devices(config, record, snapshots)))
     live = [snapshot for snapshot in snapshots if snapshot.state in daemon_facts.READ_LIVE]
     for snapshot in live:
         progress(f"checking {snapshot.path}")
@@ -63,10 +63,7 @@ def examine(config: Config, ask: daemon_facts.Ask, progress: Progress = lambda t
 
     progress("looking at fencing and units")
     findings += _fencing(config, ask)
-    told = _try(findings, Subject(unit.AREA), "unit",
-                lambda: unit_facts.gather(config.volume.name, config.lockspace.lease_ttl))  # fmt: skip
-    if told is not None:
-        findings += unit.judge(told)
+    findings += _units(config)
     return findings
 
 
@@ -123,6 +120,14 @@ def _fencing(config: Config, ask: daemon_facts.Ask) -> list[Finding]:
     elif config.fencing.method == "watchdog":
         facts = host_facts.watchdog(config.fencing.device)
         findings += host.watchdog(facts, config.fencing.watchdog_timeout, daemon_facts.helper_pets(config))
+    return findings
+
+
+def _units(config: Config) -> list[Finding]:
+    name, ttl = config.volume.name, config.lockspace.lease_ttl
+    findings = list(unit.judge(unit_facts.gather(f"csnapd@{name}.service", ttl)))
+    if config.fencing.privileged:
+        findings += unit.judge_helper(unit_facts.gather(f"csnap-helper@{name}.service", ttl))
     return findings
 
 

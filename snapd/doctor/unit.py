@@ -63,6 +63,22 @@ def judge(facts: UnitFacts) -> Iterator[Finding]:
     yield hardening(about, facts)
 
 
+def judge_helper(facts: UnitFacts) -> Iterator[Finding]:
+    """csnap-helper@<volume>.service, for the fencing methods that need it; csnapd@ starts it if it is enabled."""
+    about = Subject(AREA, facts.name)
+    if facts.error:
+        yield about.unchecked("unit", facts.error)
+    elif facts.value("LoadState") != "loaded" or facts.value("ActiveState") != "active":
+        yield about.failed(
+            "unit",
+            f"{facts.value('LoadState')}, {facts.value('ActiveState')}: fencing needs it",
+            f"systemctl enable --now {facts.name}",
+        )
+    else:
+        yield running(about, facts)
+        yield enabled(about, facts)
+
+
 def running(about: Subject, facts: UnitFacts) -> Finding:
     state = f"{facts.value('ActiveState')} ({facts.value('SubState')})"
     if facts.value("ActiveState") == "active":

@@ -10,8 +10,7 @@ from snapd.doctor.unit import SHOWN, UnitFacts
 LIMIT = 10.0  # seconds
 
 
-def gather(volume: str, lease_ttl: int) -> UnitFacts:
-    name = f"csnapd@{volume}.service"
+def gather(name: str, lease_ttl: int) -> UnitFacts:
     if not Path("/run/systemd/system").is_dir():
         return UnitFacts(name, "systemd does not run here", {}, lease_ttl)
     try:

@@ -77,11 +77,12 @@ def test_a_screen_of_80x24_shows_hosts_snapshots_and_rates(busy: Hosts) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_the_terminal_as_it_was(busy: Hosts, number: signal.Signals) -> None:
-    """Killed from elsewhere, or by control-C."""
-    with Terminal(80, 24, {"TERM": "screen"}) as terminal:
+    """Killed from elsewhere, or by control-C. With NO_COLOR there was none."""
+    with Terminal(80, 24, {"TERM": "screen-256color", "NO_COLOR": "1"}) as terminal:
         settings = settings_of(terminal)
         terminal.type(command(busy, FAST))
         terminal.wait("rates over")
+        assert not re.search(r"\x1b\[[0-9;]*3[0-7]", terminal.screen(colours=True))
         if number == signal.SIGINT:
             terminal.keys("C-c")
         else:

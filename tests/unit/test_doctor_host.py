@@ -11,7 +11,7 @@ import pytest
 from snapd.doctor import host_facts, unit_facts
 from snapd.doctor.finding import Finding, Level
 from snapd.doctor.host import UNLIMITED, ClockFacts, HostFacts, LimitFacts, WatchdogFacts, judge, watchdog
-from snapd.doctor.unit import UnitFacts, span
+from snapd.doctor.unit import UnitFacts, judge_helper, span
 from snapd.doctor.unit import judge as judge_unit
 
 GOOD = HostFacts(ClockFacts(True, 0.01), LimitFacts(False, 524288, UNLIMITED), 60000, (), "6.1.0-18-amd64", "3.11.2")
@@ -175,6 +175,21 @@ def test_without_systemd_the_unit_is_not_checked() -> None:
     """Said once."""
     (finding,) = judge_unit(UnitFacts("csnapd@vol.service", "systemd does not run here", {}, 10))
     assert finding.level == Level.UNCHECKED
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, Level.OK),
+        ({"ActiveState": "inactive"}, Level.FAILED),
+        ({"LoadState": "not-found"}, Level.FAILED),
+        ({"UnitFileState": "disabled"}, Level.WARNING),
+    ],
+)
+def test_the_helpers_unit(changes: dict[str, str], expected: Level) -> None:
+    """Needed by the methods that ask for it: without it nobody is fenced."""
+    findings = list(judge_helper(UnitFacts("csnap-helper@vol.service", "", {**UNIT, **changes}, 10)))
+    assert max((finding.level for finding in findings), key=list(Level).index) == expected
 
 
 def test_spans_of_systemctl() -> None:
