@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from snapd.daemon.events import MESSAGE_IDS
@@ -22,8 +23,13 @@ COMPUTED = {
 HOW = "an event needs a line in snapd/daemon/events.py, an entry in csnap.catalog, and a line in message_ids.txt"
 
 
-def _calls() -> Iterator[ast.Call]:
+@cache
+def _calls() -> tuple[ast.Call, ...]:
     """Every call to log an event."""
+    return tuple(_search())
+
+
+def _search() -> Iterator[ast.Call]:
     for path in sorted((ROOT / "snapd").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and len(node.args) >= 2:
