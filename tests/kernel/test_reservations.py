@@ -64,6 +64,7 @@ def test_a_fenced_host_writes_nothing_more(tmp_path: Path) -> None:
     assert facts["stranger"] == "52 52"  # who has not registered may not write
     assert facts["b-registers"] == "holder=False holder=False"
     assert facts["both-write"] == "0 0 0"
+    assert facts["verified"] == " ".join(["registered=True"] * 4) + " 0 0"  # as csnap doctor does, and nothing changes
     assert facts["live-trial"] == "register=True reserve=True preempt=True (and abort)"
 
     assert facts["b-preempted"] == "found=True,aborted=True found=True,aborted=True"
@@ -71,6 +72,7 @@ def test_a_fenced_host_writes_nothing_more(tmp_path: Path) -> None:
     assert facts["victim-late"] == "0"
     assert facts["survivor"] == "0 True"
     assert facts["fenced-writes"] == "52 52"
+    assert facts["fenced-verifies"] == " ".join(["registered=False"] * 2 + ["registered=True"] * 2)
     assert facts["fenced-preempts"] == "Fenced Fenced"
     assert facts["again"] == "found=False,aborted=True found=False,aborted=True"
 

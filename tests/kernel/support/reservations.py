@@ -180,6 +180,7 @@ def main(a_origin: str, a_cow: str, b_origin: str, b_cow: str) -> None:
     fact("stranger", f"{b.write()} {b.write(b_cow)}")
     fact("b-registers", b.both("register"))
     fact("both-write", f"{a.write()} {b.write()} {b.write(b_cow)}")
+    fact("verified", f"{a.both('verify')} {b.both('verify')} {a.write()} {b.write()}")
     fact("live-trial", b.trial())
 
     survivor, victim = Writer(a), Writer(b)
@@ -194,6 +195,7 @@ def main(a_origin: str, a_cow: str, b_origin: str, b_cow: str) -> None:
     survivor.stop()
     victim.stop()
     fact("fenced-writes", f"{b.write()} {b.write(b_cow)}")
+    fact("fenced-verifies", f"{b.both('verify')} {a.both('verify')}")
     fact("fenced-preempts", b.both("preempt", victim=a.key))
     fact("again", a.both("preempt", victim=b.key))
 
