@@ -133,9 +133,9 @@ class Attachment:
                 self._tell(f"STATUS=waiting: {error}")
                 self._pause(pause)
             else:
+                self._settle()
                 fields = {"device": self._device.path, "size": self._device.size, "adopted": adopting}
                 self._log(NOTICE, "attached", fields | {"reconnected": adopting and taken})
-                self._settle()
                 return False
         raise AssertionError("pauses never end")
 

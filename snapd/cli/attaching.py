@@ -54,7 +54,7 @@ def attach(arguments: argparse.Namespace) -> int:
         log = open_log(config.node.name, config.volume.name)
         tell = find_notify() or (lambda text: True)
         for warning in protect():
-            log(4, "warning", {"what": warning})
+            log(4, "warning", {"text": warning})
         control = Control()
         deaths = control.subscribe()
         try:

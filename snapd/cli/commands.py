@@ -46,8 +46,12 @@ def _show(arguments: argparse.Namespace, value: Any, shown: str) -> int:
 def serve(arguments: argparse.Namespace) -> int:
     from snapd.daemon.log import open_log
     from snapd.daemon.serve import serve as run
+    from snapd.worker.process import protect
 
     config = _load(arguments)
+    # Write-back on this host may need the lease that this process renews. The worker says the same for itself, and logs
+    # what was refused. Before gRPC has threads: the flag is each thread's, inherited.
+    protect()
     run(config, open_log(config.node.name, config.volume.name))
     return 0
 
