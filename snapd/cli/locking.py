@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 from typing import Any
 
 from snapd import config as configuration
@@ -63,9 +64,11 @@ def _contended(rows: Sequence[Row]) -> str:
     if rows[0].get("bytes"):
         head += " (bytes {} to {})".format(*map(format_size, rows[0]["bytes"]))
     width = min(NODE_MOST, max(len(row["node"]) for row in rows))
-    return "\n".join(
-        [f"{head}: waited for", *(f"  {row['node']:<{width}}  {row['mode']}  {_told(row)}" for row in rows)]
-    )
+    lines = [head + ": waited for"]
+    for row in rows:
+        first = f"  {row['node']:<{width}}  {row['mode']}  "
+        lines += wrap(_told(row), WIDTH, initial_indent=first, subsequent_indent=" " * (width + 8))
+    return "\n".join(lines)
 
 
 def _told(row: Row) -> str:

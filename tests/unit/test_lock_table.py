@@ -121,6 +121,19 @@ def test_people_see_first_what_is_waited_for() -> None:
     assert locking.text([]) == "no locks"
 
 
+def test_a_long_story_goes_on_in_the_next_line() -> None:
+    """A holder that was asked back and is silent, waiters behind many others, names as long as they may be."""
+    nodes = [f"host-{number}" for number in range(12)]
+    told = locking.text(
+        [
+            lock("table", "n" * 63, use="worker silent", wanted_seconds=400.0, asked_back_seconds=399.0),
+            lock("table", "host-a", state="waiting", position=12, waits_for=nodes, since_seconds=399.0),
+        ]
+    ).splitlines()
+    assert max(len(line) for line in told if "nnn" not in line) <= 80
+    assert " ".join("\n".join(told).split()).count("host-11") == 1
+
+
 def test_a_lock_of_an_older_daemon_is_shown_as_far_as_it_goes() -> None:
     """Fields that it does not know are left out."""
     old = {"resource": "region/1", "node": "host-b", "mode": "EX", "state": "waiting", "since_seconds": 0.25}
