@@ -284,7 +284,8 @@ class Connection:
             b"".join([*talk.back, self._rest]),
             b"".join([*self._sending, *talk.out]),
         )
-        self._detach()
+        self._server.poller.unregister(self.fd)
+        self._let_go()
         return state, self._sock
 
     def end(self) -> None:
@@ -306,12 +307,12 @@ class Connection:
         """Close at once; replies that were not sent are thrown away."""
         if self.fd < 0:
             return
-        self._detach()
-        self._sock.close()
-
-    def _detach(self) -> None:
-        """Let go of the socket, and of all memory."""
         self._server.poller.unregister(self.fd)
+        self._sock.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """The socket is closed, or somebody else's: give back what there was for it."""
         self.fd = -1
         self._sending, self._rest = [], b""
         self._return_slots()
