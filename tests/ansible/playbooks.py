@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def read(code: int, output: str) -> Run:
 
 def play(directory: Path, *arguments: str | Path, check: bool = True) -> Run:
     """Run ansible-playbook on this machine; it must succeed unless ``check`` is False."""
-    done = subprocess.run(
+    process = subprocess.Popen(
         [command("ansible-playbook"), *arguments],
         env=environment(directory),
         cwd=directory,
@@ -68,7 +69,13 @@ def play(directory: Path, *arguments: str | Path, check: bool = True) -> Run:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=LIMIT,
+        process_group=0,
     )
-    assert not check or done.returncode == 0, done.stdout
-    return read(done.returncode, done.stdout)
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # its workers, too
+        process.communicate()
+        raise
+    assert not check or process.returncode == 0, output
+    return read(process.returncode, output)

@@ -146,7 +146,13 @@ def test_links_and_a_site_s_own_jobs(site: Site) -> None:
 
 
 def test_dashboards(site: Site) -> None:
-    """Grafana gets every dashboard, and a provider that finds them."""
+    """Grafana gets every dashboard, whose links lead to the site's documents, and a provider that finds them."""
+    for one in site.boards.iterdir():
+        there, source = json.loads(one.read_text()), json.loads((SOURCE / "dashboards" / one.name).read_text())
+        (runbook,) = [variable for variable in source["templating"]["list"] if variable["name"] == "runbook"]
+        assert runbook["query"] == "docs/runbook.md"
+        runbook["query"] = "https://docs.example/csnap/runbook.md"
+        assert there == source
     assert {one.name for one in site.boards.iterdir()} == {one.name for one in (SOURCE / "dashboards").iterdir()}
     provider = yaml.safe_load((site.grafana / "provisioning/dashboards/csnap.yml").read_text())
     assert provider["providers"][0]["options"]["path"] == str(site.boards)
