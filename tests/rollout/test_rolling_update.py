@@ -22,12 +22,12 @@ from tests.rollout.controller import VOLUME, Controller
 from tests.rollout.releases import hang, tamper
 from tests.support.etcd_server import wait_for
 
-pytestmark = pytest.mark.timeout(300)  # runs of Ansible, on a busy machine
+pytestmark = pytest.mark.timeout(900)  # runs of Ansible, on a busy machine
 
 CSNAP = "/opt/csnap/current/bin/csnap"
 SNAPSHOT, COW = "before-update", "/dev/csnap-cow3"
 BLOCKS = 4096  # 16 MiB of the origin's 64, for each host
-LOAD = Path(__file__).with_name("load.py")
+WRITER = Path(__file__).with_name("writer.py")
 SUM = """\
 import hashlib, nbd, sys
 handle = nbd.NBD()
@@ -50,10 +50,10 @@ class Story:
         self.hosts[0].run(CSNAP, "snapshot", "create", VOLUME, SNAPSHOT, "--cow", COW)
         self.checksum = self.sum(self.hosts[0])
         for number, host in enumerate(self.hosts):
-            host.write("/root/load.py", LOAD.read_text())
+            host.write("/root/writer.py", WRITER.read_text())
             socket = f"/run/csnap/{VOLUME}/nbd.sock"
-            load = ["python3", "/root/load.py", socket, str(number * BLOCKS), str(BLOCKS), "/root/load.json"]
-            host.run("systemd-run", "--quiet", "--unit=load", "--property=RemainAfterExit=yes", *load)
+            load = ["python3", "/root/writer.py", socket, str(number * BLOCKS), str(BLOCKS), "/root/load.json"]
+            host.run("systemd-run", "--quiet", "--unit=writer", "--property=RemainAfterExit=yes", *load)
         for host in self.hosts:
             wait_for(lambda host=host: (host.root / "root/load.started").exists(), "writers write")  # type: ignore[misc]
 
@@ -84,14 +84,14 @@ class Story:
     def check_load(self) -> None:
         """Every writer is at work, and the snapshot is what it was."""
         for host in self.hosts:
-            assert host.show("load", "SubState") == "running", host.run("cat", "/root/load.json", check=False)
+            assert host.show("writer", "SubState") == "running", host.run("cat", "/root/load.json", check=False)
         assert {self.sum(host) for host in self.hosts} == {self.checksum}
 
     def end(self) -> list[dict[str, Any]]:
         """Stop the writers; return what each has to say."""
         for host in self.hosts:
-            host.run("systemctl", "kill", "--signal=TERM", "load")
-            host.wait_for("load", "SubState", "exited")
+            host.run("systemctl", "kill", "--signal=TERM", "writer")
+            host.wait_for("writer", "SubState", "exited")
         return [json.loads(host.run("cat", "/root/load.json")) for host in self.hosts]
 
 
@@ -100,8 +100,8 @@ def story(bed: Testbed, controller: Controller, rollout: Rollout) -> Iterator[St
     story = Story(bed, controller)
     yield story
     for host in story.hosts:
-        host.run("systemctl", "stop", "load", check=False)
-        host.run("sh", "-c", "rm -f /root/load.*", check=False)
+        host.run("systemctl", "stop", "writer", check=False)
+        host.run("sh", "-c", "rm -f /root/load.* /root/writer.py", check=False)
     story.hosts[0].run(CSNAP, "snapshot", "delete", VOLUME, SNAPSHOT)
 
 
