@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from grafana import generate
 from snapd.daemon.families import FAMILIES, PREFIX
 from tests.monitoring.promtool import RECORDED, ROOT, RULES, promtool, recorded, series, strangers
 
@@ -36,19 +34,9 @@ def expressions(name: str, window: str = "5m") -> Iterator[str]:
             yield re.sub(r"\$(cluster|volume|host)\b", ".*", text)
 
 
-@pytest.fixture(scope="module")
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("grafana_generate", ROOT / "grafana" / "generate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_committed_dashboards_are_the_generators(generator: ModuleType) -> None:
+def test_the_committed_dashboards_are_the_generators() -> None:
     """Nobody changed one without the other, and there is no other."""
-    made = {f"{one.name}.json": generator.text(one) for one in generator.DASHBOARDS}
+    made = {f"{one.name}.json": generate.text(one) for one in generate.DASHBOARDS}
     assert made == {path.name: path.read_text() for path in (ROOT / "grafana" / "dashboards").iterdir()}
     assert set(made) == {f"{name}.json" for name in NAMES}
 
@@ -89,25 +77,70 @@ def test_everything_measured_is_shown() -> None:
     assert recorded() == set(RECORDED.findall(text))
 
 
+def sections() -> set[str]:
+    """Return the anchors of the runbook's sections."""
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    return {name.lower() for name in re.findall(r"^## (\S+)$", text, re.MULTILINE)}
+
+
+def alerts_of(panel: dict[str, Any]) -> list[str]:
+    return [link["title"].removeprefix("Runbook: ") for link in panel.get("links", [])]
+
+
 def test_every_alert_has_a_panel_that_leads_to_its_section() -> None:
-    """And panels name alerts that are there."""
+    """By a link whose address begins with the dashboard's constant; a panel's description names the same alerts."""
     alerts = set(re.findall(r"- alert: (\w+)", "".join(path.read_text() for path in RULES)))
-    described = " ".join(panel.get("description", "") for name in NAMES for panel in panels(name))
-    links = re.findall(r"(Csnap\w+) \(docs/runbook\.md#(\w+)\)", described)
-    assert {alert for alert, _ in links} == alerts
-    assert all(anchor == alert.lower() for alert, anchor in links)
+    shown = [panel for name in NAMES for panel in panels(name)]
+    assert {alert for panel in shown for alert in alerts_of(panel)} == alerts
+    for panel in shown:
+        assert re.findall(r"Csnap\w+", panel["description"]) == alerts_of(panel)
+        for link, alert in zip(panel.get("links", []), alerts_of(panel), strict=True):
+            base, _, anchor = link["url"].partition("#")
+            assert base == "${runbook:raw}" and anchor == alert.lower() and anchor in sections()
 
 
-def test_an_alert_links_to_a_dashboard_that_has_its_panel() -> None:
-    """The one that it names, with that dashboard's variables and no other."""
+def test_an_alert_links_to_its_panel() -> None:
+    """In the dashboard that it names, with that dashboard's variables and no other; the panel names the alert."""
     depths = dict(zip(NAMES, (1, 2, 3), strict=True))
     alerts = (ROOT / "grafana" / "rules" / "csnap.alerts.yml").read_text()
-    links = re.findall(r'- alert: (\w+)\n(?:(?!- alert).*\n)*? +dashboard_url: "/d/csnap-(\w+)([^"]*)"', alerts)
-    assert len(links) == alerts.count("- alert: ")
-    for alert, name, query in links:
-        assert any(f"{alert} (" in panel.get("description", "") for panel in panels(name)), alert
-        wanted = [f"var-{label}={{{{ $labels.{label} }}}}" for label in ("cluster", "volume", "host")[: depths[name]]]
-        assert query == ("" if alert == "CsnapAbsent" else "?" + "&".join(wanted)), alert
+    found = re.findall(
+        r'- alert: (\w+)\n(?:(?!- alert).*\n)*? +dashboard_url: "/d/csnap-(\w+)\?([^"]*)viewPanel=(\d+)"', alerts
+    )
+    assert len(found) == alerts.count("- alert: ")
+    for alert, name, query, number in found:
+        (panel,) = [panel for panel in panels(name) if panel["id"] == int(number)]
+        assert alert in alerts_of(panel), (alert, panel["title"])
+        wanted = [f"var-{label}={{{{ $labels.{label} }}}}&" for label in ("cluster", "volume", "host")[: depths[name]]]
+        assert query == ("" if alert == "CsnapAbsent" else "".join(wanted)), alert
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_line_leads_nearer(name: str) -> None:
+    """From a volume to its dashboard, from a host to its own: a line that says which it is has the link, no other."""
+    label, target = {"fleet": ("volume", "volume"), "volume": ("host", "host"), "host": ("", "")}[name]
+    for panel in panels(name):
+        links = panel["fieldConfig"]["defaults"].get("links", [])
+        if label and all(f"{{{{{label}}}}}" in one["legendFormat"] for one in panel["targets"]):
+            (link,) = links
+            assert link["url"].startswith(f"/d/csnap-{target}?")
+            assert f"var-{label}=${{__field.labels.{label}}}" in link["url"]
+        else:
+            assert links == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_panel_says_what_is_normal_and_its_limits_are_coloured(name: str) -> None:
+    """In so many words; colours change where the alerts' thresholds are, from the lowest up; only shares have a top."""
+    for panel in panels(name):
+        assert re.match(r"Normal: \w.{3,}\.", panel["description"]), panel["title"]
+        field = panel["fieldConfig"]["defaults"]
+        at = [step["value"] for step in field["thresholds"]["steps"]]
+        assert at[0] is None and at[1:] == sorted(at[1:])
+        rules = (ROOT / "grafana" / "rules" / "csnap.alerts.yml").read_text()
+        if panel["type"] == "timeseries":
+            assert all(re.search(rf"[<>] {value:g}\b", rules) for value in at[1:]), panel["title"]
+        assert field["unit"] in {"s", "bytes", "ops", "percentunit", "Bps", "short"}
+        assert "max" not in field or field["unit"] == "percentunit"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,8 +163,8 @@ def test_each_variable_selects(name: str, depth: int) -> None:
     """A dashboard's variables are used by all of its expressions, and no other variable is."""
     made = dashboard(name)
     variables = [one["name"] for one in made["templating"]["list"]]
-    assert variables == ["datasource", *("cluster", "volume", "host")[:depth]]
+    assert variables == ["datasource", "runbook", *("cluster", "volume", "host")[:depth]]
     for panel in panels(name):
         for target in panel["targets"]:
             used = set(re.findall(r"\$(\w+)", target["expr"])) - {"__rate_interval"}
-            assert used == set(variables[1:])
+            assert used == set(variables[2:])

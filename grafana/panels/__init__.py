@@ -1,0 +1,1 @@
+"""The dashboards as data: a module each, in words of ``parts``."""
