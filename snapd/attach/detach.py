@@ -21,8 +21,8 @@ from snapd.config import Config
 from snapd.errors import CsnapError, Refused
 from snapd.units import SECOND
 
-PATIENCE = 3 * SECOND
-"""udev opens a device for a moment now and then."""
+PATIENCE = 8 * SECOND
+"""udev opens a device when somebody has closed it, to see what is on it; on a busy machine for seconds."""
 
 PAUSE = SECOND // 10
 
