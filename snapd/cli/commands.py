@@ -66,10 +66,12 @@ def volume_init(arguments: argparse.Namespace) -> int:
     size, identity = device.size, device.identity
     device.close()
     record = new_format(config.volume, size, identity)
-    for warning in init_volume(config, record):
+    new, warnings = init_volume(config, record)
+    for warning in warnings:
         print(f"csnap: warning: {warning}", file=sys.stderr)
     value = {
         "volume": config.volume.name,
+        "new": new,
         "origin_size": size,
         "chunk_size": record.chunk_size,
         "region_size": record.region_size,
@@ -77,8 +79,8 @@ def volume_init(arguments: argparse.Namespace) -> int:
     return _show(
         arguments,
         value,
-        f"{config.volume.name}: initialized: origin of {format_size(size)}, chunks of {format_size(record.chunk_size)},"
-        f" regions of {format_size(record.region_size)}",
+        f"{config.volume.name}: {'' if new else 'already '}initialized: origin of {format_size(size)},"
+        f" chunks of {format_size(record.chunk_size)}, regions of {format_size(record.region_size)}",
     )
 
 

@@ -40,8 +40,8 @@ def read_format(kv: Kv, cluster_uuid: str, done: Callable[[FormatRecord | CsnapE
     kv.range(Range(key), TIMEOUT, received)
 
 
-def init_volume(config: Config, record: FormatRecord) -> list[str]:
-    """Write the record, waiting for etcd; return warnings. Repeating it is fine, on any host of the volume.
+def init_volume(config: Config, record: FormatRecord) -> tuple[bool, list[str]]:
+    """Write the record, waiting for etcd; return whether it was absent, and warnings. May be repeated, on any host.
 
     Raises Refused if the volume is initialized with another geometry or origin, or etcd is too old; LockspaceError.
     """
@@ -59,7 +59,7 @@ def init_volume(config: Config, record: FormatRecord) -> list[str]:
     if not result.succeeded and isinstance(found, RangeResult):
         there = FormatRecord.from_bytes(key, found.kvs[0].value)
         check_origin(config.volume, there, record.origin_size, record.origin_identity)
-    return [warning] if warning else []
+    return result.succeeded, [warning] if warning else []
 
 
 def check_type(name: str) -> None:

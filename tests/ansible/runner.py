@@ -23,7 +23,8 @@ with patch_module_args(json.load(sys.stdin)):
 class Runner:
     """One module; ``directory`` is made, and is its home. It finds the csnap of this checkout."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, *, asks_csnap: bool = True) -> None:
+        self._asks_csnap = asks_csnap
         self._module = COLLECTION / f"plugins/modules/{name}.py"
         self._directory = directory
         directory.mkdir()
@@ -33,7 +34,7 @@ class Runner:
 
     def __call__(self, check: bool = False, **arguments: Any) -> dict[str, Any]:
         """Return what it prints."""
-        given = {"executable": str(self._csnap), **arguments}
+        given = {**({"executable": str(self._csnap)} if self._asks_csnap else {}), **arguments}
         internal = {"check_mode": check, "diff": True, "remote_tmp": str(self._directory)}
         ended = subprocess.run(
             [sys.executable, "-c", LOADER, str(self._module)],
