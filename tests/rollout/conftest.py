@@ -35,6 +35,7 @@ def controller(bed: Testbed) -> Controller:
 class Rollout:
     """Runs of site.yml: on bare hosts with --check, then for real, then once more."""
 
+    bare: dict[str, set[str]]
     checked: Run
     left_by_check: str
     first: Run
@@ -46,17 +47,21 @@ def rollout(bed: Testbed, controller: Controller) -> Rollout:
     before = files(bed)
     checked = controller.play("site", check=True)
     left = files(bed)
-    return Rollout(checked, diff(before, left), controller.play("site"), controller.play("site"))
+    return Rollout(before, checked, diff(before, left), controller.play("site"), controller.play("site"))
+
+
+NAMED = r"\( -name '*csnap*' -o -name '*etcd*' \)"
+ELSEWHERE = " -o ".join(f"-path {path}" for path in ("/proc", "/sys", "/tmp", "/srv", "/var/log", "/var/lib/apt"))
+LOOK = (
+    rf"find / -xdev \( {ELSEWHERE} \) -prune -o {NAMED} -printf '%p %U:%G %m\n'; find /run {NAMED};"
+    " grep -h -E 'csnap|etcd' /etc/passwd /etc/group; ls /opt /usr/local/bin;"
+    " systemctl list-units --all --plain --no-legend 'csnap*' 'etcd*'"
+)
 
 
 def files(bed: Testbed) -> dict[str, set[str]]:
-    """Return what csnap or etcd could have left, by host: files, users and units."""
-    look = (
-        "find / -xdev -not -path '/proc/*' -not -path '/sys/*' -not -path '/run/*' -not -path '/tmp/*'"
-        " -not -path '/var/log/*' -not -path '/root/.ansible*' -printf '%p %U:%G %m %s\\n'; cat /etc/passwd /etc/group;"
-        " ls -d /run/csnap* /run/etcd* 2>/dev/null; systemctl list-units --all --plain --no-legend 'csnap*' 'etcd*'"
-    )
-    return {name: set(host.run("sh", "-c", look).splitlines()) for name, host in bed.hosts.items()}
+    """Return what there is of csnap and etcd, by host: files, users and units."""
+    return {name: set(host.run("sh", "-c", LOOK, check=False).splitlines()) for name, host in bed.hosts.items()}
 
 
 def diff(before: dict[str, set[str]], after: dict[str, set[str]]) -> str:
