@@ -39,7 +39,8 @@ LEAVE_LIMIT = 5 * SECOND
 
 STOP_LIMIT = 93 * SECOND // 10
 KEEP_END = 98 * SECOND // 10
-KEEP_LIMIT = 4.0  # seconds, for a stop that has time left: systemd may be busy
+KEEP_LEAST, KEEP_LIMIT = 0.1, 4.0
+"""Seconds: for a stop that is late already, and for one that has time left: systemd may be busy."""
 
 
 class Ending:
@@ -106,5 +107,5 @@ class Ending:
         descriptors = self._worker.handed_over()
         if descriptors:
             left = (self._since + KEEP_END - self._loop.now()) / SECOND
-            kept = self._store.keep(descriptors, min(left, KEEP_LIMIT))
+            kept = self._store.keep(descriptors, max(KEEP_LEAST, min(left, KEEP_LIMIT)))
             self._log(NOTICE if kept else WARNING, "handed_over", {"descriptors": len(descriptors), "confirmed": kept})

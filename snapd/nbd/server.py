@@ -100,6 +100,7 @@ class NbdServer:
         self._progress = False
         self._stopping_since: int | None = None
         self._inherited: list[tuple[ClientState, socket.socket]] = []  # until the exports are known
+        self._given: list[tuple[ClientState, socket.socket]] = []  # what becomes garbage is closed
         self.quiet = False  # nothing is read any more: the clients are handed over
 
     # ---- what the loop calls
@@ -163,6 +164,8 @@ class NbdServer:
         self._stopping_since = self._clock()
         self._pause_accepting()
         self._listener.close()
+        while self._inherited:
+            self._inherited.pop()[1].close()
         for connection in list(self._connections):
             if connection.talk is None:
                 connection.close()
@@ -186,10 +189,12 @@ class NbdServer:
         return self.quiet and not self.desk.inflight
 
     def hand_over(self) -> tuple[socket.socket, list[tuple[ClientState, socket.socket]]]:
-        """Return the listening socket and the clients, who wait; nothing of them is left here."""
+        """Return the listening socket and the clients, who wait. They stay open for as long as there is this server:
+        they are sent by their numbers, and perhaps not at once."""
         given = [connection.hand_over() for connection in list(self._connections)]
         clients, self._inherited = self._inherited, []
-        return self._listener, [*clients, *(one for one in given if one is not None)]
+        self._given = [*clients, *(one for one in given if one is not None)]
+        return self._listener, self._given
 
     @property
     def idle(self) -> bool:

@@ -225,7 +225,7 @@ class Worker:
                 if self._accepting:
                     self._server.tick(now)
             words[counters.HEARTBEAT] = now
-            if self._stopping_since:
+            if self._stopping_since and self._exit is None:  # who was fenced in this turn does not stop in order
                 self._try_to_stop(now)
         if self._exit == EXIT_FENCED:
             self._wind_up(EIO)

@@ -150,3 +150,14 @@ def test_the_timeline_is_kept() -> None:
     scene.loop.time += SECOND
     scene.end()
     assert scene.store.limit == (KEEP_END - 9 * SECOND) / SECOND
+
+
+def test_a_stop_that_took_too_long_still_ends_in_order() -> None:
+    """A machine that stood still (a virtual one that was moved) has passed the last limit: systemd gets the clients all
+    the same, in the moment that is left."""
+    scene = Scene()
+    scene.stopped()
+    scene.member.done(True)
+    scene.loop.time += 2 * KEEP_END
+    assert scene.end() == [7, 8, 9]
+    assert 0 < scene.store.limit < 1

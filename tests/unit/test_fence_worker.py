@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from errno import EIO
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from snapd import config as configuration
 from snapd.daemon.serve import Daemon
 from snapd.errors import CsnapError, Fenced
-from snapd.messages import Fatal
+from snapd.messages import Fatal, Stop, Stopped
 from snapd.nbd import wire
 from snapd.units import KIB, MIB
 from tests.support.nbd_client import NbdClient
@@ -44,6 +45,28 @@ def test_a_fenced_worker_fails_everything_and_ends_with_4(
         assert worker.process.wait(20) == 4
         assert "EBADE" in worker.received(Fatal).reason
         assert not worker.overflowed()
+
+
+@pytest.mark.parametrize("hand_over", [True, False])
+def test_a_worker_that_is_fenced_while_it_stops_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hand_over: bool
+) -> None:
+    """The last write before the end is refused: this is no stop in order. Nothing is handed over, exit 4."""
+    refuse = tmp_path / "refuse"
+    monkeypatch.setenv("REFUSE", str(refuse))
+    origin = tmp_path / "origin"
+    origin.write_bytes(b"o" * SIZE)
+    command = (sys.executable, "-m", "tests.support.refusing_worker")
+    with WorkerProcess(tmp_path, origin, CHUNK, command=command) as worker, NbdClient(worker.socket) as client:
+        worker.process.send_signal(signal.SIGSTOP)  # so that it finds both in one turn of its loop
+        refuse.touch()
+        number = client.send(wire.CMD_WRITE, 0, data=b"n" * 512)
+        worker.send(Stop(hand_over))
+        worker.process.send_signal(signal.SIGCONT)
+        assert client.answer(number).error == EIO
+        assert worker.process.wait(20) == 4
+        worker.wait(lambda: worker.closed)
+        assert not worker.handed and not any(isinstance(message, Stopped) for message in worker.messages)
 
 
 @pytest.mark.parametrize(("code", "kind"), [(4, Fenced), (1, CsnapError)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -383,4 +384,29 @@ def test_it_can_be_handed_on_unopened(rig: Rig) -> None:
     assert between.server.hand_over()[1] == [given]
     os.fstat(given[1].fileno())
     given[1].close()
+    assert client.recv(1) == b""
+
+
+def test_sockets_that_are_given_away_stay_open_until_they_are_sent(rig: Rig) -> None:
+    """Descriptors are sent by their numbers, perhaps later, when the channel has room: nobody closes them before."""
+    client = rig.client()
+    rig.first.server.quiesce()
+    numbers = [sock.fileno() for _, sock in rig.first.server.hand_over()[1]]
+    gc.collect()
+    (number,) = numbers
+    os.fstat(number)
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        client.recv(1)
+
+
+def test_a_server_that_stops_lets_go_of_what_it_has_not_opened(rig: Rig) -> None:
+    """Told to stop, and not to hand over, while it does not know the exports yet: the clients learn of it at once."""
+    client = rig.client()
+    rig.first.server.quiesce()
+    (given,) = rig.first.server.hand_over()[1]
+    between = rig.server("between.sock")
+    between.server.inherit([given])
+    between.server.stop()
+    assert between.server.open() == [] and between.server.idle
     assert client.recv(1) == b""
