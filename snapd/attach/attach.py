@@ -151,8 +151,9 @@ class Attachment:
                 return True
             if not self._attached():
                 return False
-            if progress.stuck(boottime(), self._device.inflight, self._device.completed):
-                self._probe()
+            if progress.stuck(boottime(), self._device.inflight, self._device.completed) and self._probe():
+                fields = {"device": self._device.path, "seconds": STUCK // SECOND, "taken": True}
+                self._log(NOTICE, "reconnected", fields)  # its death was announced to nobody
 
     def _reconnect(self) -> bool:
         begun = boottime()

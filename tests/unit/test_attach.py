@@ -141,6 +141,19 @@ def test_requests_of_which_none_ends_are_noticed() -> None:
     assert not progress.stuck(6 * STUCK - 1, 1, 6)
 
 
+def test_a_death_that_nobody_announced_is_found(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The announcement was lost, as it may be when memory is short: requests of which none ends lead to an offer."""
+    monkeypatch.setattr("snapd.attach.attach.STUCK", 0)
+    bed.serve()
+
+    def lost() -> None:
+        bed.kernel.die()
+        (bed.sysfs / "block/nbd3/inflight").write_text("0 4\n")
+
+    assert bed.run(lost, nothing) == ["attached", "reconnected"]
+    assert bed.kernel.connection >= 0
+
+
 def test_detaching_is_decided_by_the_kernel(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opened exclusively, told to disconnect with the last close, closed: nobody else has it, so it is gone."""
     bed.serve()
