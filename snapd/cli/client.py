@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from snapd.errors import CsnapError, NoDaemon, Refused
+from snapd.printable import printable
 
 FIRST_LIMIT = 2.0
 """Seconds for the first line: a daemon sends it at once."""
@@ -48,9 +49,19 @@ def _answer(sock: socket.socket, path: str, progress: Callable[[str], None]) -> 
         *lines, received = received.split(b"\n")
         for line in lines:
             sock.settimeout(LINE_LIMIT)
-            value = json.loads(line)
+            value = _parse(line, path)
             if "result" in value:
                 return value["result"]
             if "error" in value:
-                raise CsnapError(value["error"])
-            progress(value.get("progress", ""))
+                raise CsnapError(str(value["error"]))
+            progress(printable(str(value.get("progress", ""))))
+
+
+def _parse(line: bytearray, path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise CsnapError(f"{path}: {bytes(line[:40])!r}: no answer of a daemon: who listens there? (ss -xlp)")
+    return value

@@ -15,6 +15,7 @@ from snapd.cli import text
 from snapd.cli.client import ask
 from snapd.config import Config
 from snapd.errors import CsnapError
+from snapd.printable import printable_value
 from snapd.units import format_size
 
 
@@ -111,7 +112,7 @@ def snapshot_delete(arguments: argparse.Namespace) -> int:
 
 def snapshot_list(arguments: argparse.Namespace) -> int:
     rows = _ask(arguments, "status")["snapshots"]
-    return _show(arguments, rows, text.snapshots(rows))
+    return _show(arguments, rows, text.snapshots(printable_value(rows)))
 
 
 NEEDS_RESTART = 5
@@ -131,7 +132,7 @@ def reload(arguments: argparse.Namespace) -> int:
 
 def status(arguments: argparse.Namespace) -> int:
     value = _ask(arguments, "status")
-    return _show(arguments, value, text.status(value))
+    return _show(arguments, value, text.status(printable_value(value)))
 
 
 def _missing(path: str) -> bool:

@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 
-from snapd.errors import CsnapError
+from snapd.errors import CsnapError, FormatError
+from snapd.printable import printable
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -22,13 +23,13 @@ def check(arguments: argparse.Namespace) -> int:
         finally:
             device.close()
     except CsnapError as error:
-        print("csnap:", " ".join(str(error).split()), file=sys.stderr)
+        print("csnap:", printable(" ".join(str(error).split())), file=sys.stderr)
         return checks.UNREADABLE
     if arguments.json:
         print(json.dumps(report.to_json()))
     else:
         for problem in report.problems:
-            print(f"{arguments.device}: {problem}")
+            print(printable(f"{arguments.device}: {problem}"))
         if not report.problems and report.image is not None:
             print(f"{arguments.device}: sound: {report.image.status}, {len(report.image.exceptions)} exceptions")
     return report.verdict
@@ -43,6 +44,8 @@ def dump(arguments: argparse.Namespace) -> int:
     device = open_device(arguments.device, exclusive=False, read_only=True)
     try:
         image = Image.load(lambda offset, length: pread(device, offset, length), device.size)
+    except FormatError as error:
+        raise CsnapError(f"{arguments.device}: {error}") from None
     finally:
         device.close()
     print(json.dumps(image.to_json()))

@@ -20,6 +20,7 @@ from snapd.config import Config
 from snapd.doctor.bundle import without_secrets, write
 from snapd.doctor.finding import Finding, Level, Subject, exit_code
 from snapd.errors import ConfigError, CsnapError
+from snapd.printable import printable
 
 MARKS = {
     Level.OK: "ok",
@@ -116,7 +117,7 @@ def _text(found: Found) -> str:
             if finding.area != area:
                 area = finding.area
                 lines += ["", f"{volume}: {area}" if volume else area]
-            about = f"{finding.about}: " if finding.about else ""
+            about = f"{_line(finding.about)}: " if finding.about else ""
             lines.append(f"  {MARKS[finding.level]:<12} {finding.check:<14} {about}{_line(finding.text)}")
             if finding.todo:
                 lines.append(f"  {'':<12} {'':<14} -> {_line(finding.todo)}")
@@ -132,7 +133,7 @@ def _by_area(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return printable(" ".join(text.split()))
 
 
 def _parts(found: Found, paths: Sequence[Path], configs: Sequence[Config]) -> dict[str, str]:
@@ -141,8 +142,9 @@ def _parts(found: Found, paths: Sequence[Path], configs: Sequence[Config]) -> di
         "report.json": _json(found) + "\n",
         "about.txt": f"csnap {__version__}\nPython {sys.version}\n{' '.join(os.uname())}\n{time.ctime()}\n",
     }
+    taken = {config.path for config in configs}
     for path in paths:
-        parts[f"config/{path.name}"] = _attempt(lambda path=path: without_secrets(path.read_text()))
+        parts[f"config/{path.name}"] = _attempt(lambda path=path: without_secrets(path.read_text(), path not in taken))
     for config in configs:
         name = config.volume.name
         for command in COMMANDS:

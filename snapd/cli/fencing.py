@@ -13,6 +13,7 @@ from snapd.cli import text
 from snapd.cli.client import ask
 from snapd.config import Config
 from snapd.errors import CsnapError, NoDaemon, Refused
+from snapd.printable import printable_value
 
 AGENT_OFF = 2
 """What the family's agents exit with when asked for the status of a host that is off."""
@@ -56,7 +57,7 @@ def test(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"method": method, "works": good, "steps": rows}))
     else:
-        print(text.fence_steps(method, rows))
+        print(text.fence_steps(method, printable_value(rows)))
     return 0 if good else 1
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from snapd import config as configuration
 from snapd.cli.client import ask
 from snapd.cli.text import age, table
+from snapd.printable import printable_value
 from snapd.units import format_size
 
 WIDTH = 80
@@ -29,7 +30,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def locks(arguments: argparse.Namespace) -> int:
     rows = ask(configuration.load(configuration.find(arguments.config)).export.admin, {"command": "locks"})
-    print(json.dumps(rows) if arguments.json else text(rows, arguments.all))
+    print(json.dumps(rows) if arguments.json else text(printable_value(rows), arguments.all))
     return 0
 
 

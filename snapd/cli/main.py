@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from errno import EDQUOT, EFBIG, EIO, ENOSPC
 from io import TextIOWrapper
 from typing import NoReturn
 
@@ -17,9 +18,12 @@ from snapd import __version__
 from snapd.cli import attaching, commands, devices, doctoring, fencing, locking, tracing
 from snapd.cli.top import command as top
 from snapd.errors import CsnapError, Fenced, NoDaemon
+from snapd.printable import printable
 
 DONE, FAILED, USAGE, NO_DAEMON, FENCED = 0, 1, 2, 3, 4
 INTERRUPTED = 130
+NO_ROOM = (EDQUOT, EFBIG, EIO, ENOSPC)
+"""Why output could not be written; every command opens its own files under errors of its own."""
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -173,11 +177,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = make_parser().parse_args(argv)
         code: int = arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started this
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains when it flushes
+        _give_up_output()
         return FAILED
+    except OSError as error:
+        if error.errno not in NO_ROOM or error.filename is not None:
+            raise
+        _give_up_output()
+        return _fail(f"standard output: {error.strerror}", FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except NoDaemon as error:
@@ -188,8 +198,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, FAILED)
 
 
+def _give_up_output() -> None:
+    """Else the interpreter tries again when it ends, and complains."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def _fail(error: object, code: int) -> int:
-    print("csnap:", " ".join(str(error).split()), file=sys.stderr)
+    print("csnap:", printable(" ".join(str(error).split())), file=sys.stderr)
     return code
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from snapd.printable import printable
 from snapd.units import format_size
 
 Row = dict[str, Any]
@@ -171,7 +172,7 @@ class Summary:
             lines.append(f"{name:<10} {share:>5} {duration(total):>6} {duration(longest):>7} {count:>8}")
         waits = sorted(self.waits.items(), key=lambda item: -item[1])[:3]
         if waits:
-            lines.append("waited for: " + "; ".join(f"{what} ({duration(spent)})" for what, spent in waits))
+            lines.append("waited for: " + "; ".join(f"{printable(what)} ({duration(spent)})" for what, spent in waits))
         if self.lost:
             lines.append(f"{self.lost} more were overwritten before they could be read")
         lines.append(f"{order[0][0]}: {ADVICE.get(order[0][0], '')}")

@@ -21,6 +21,7 @@ from snapd.cli import tracetext
 from snapd.cli.client import ask
 from snapd.cli.tracetext import Row, Summary
 from snapd.errors import NoDaemon
+from snapd.printable import printable_value
 
 THRESHOLD = 100.0  # ms: what the daemon keeps by itself
 SINCE = 900.0
@@ -148,7 +149,7 @@ class Printer:
         if not self._headed:
             self._headed = True
             print(tracetext.head(width))
-        print(tracetext.line(row, width, self._mark), flush=True)
+        print(tracetext.line(printable_value(row), width, self._mark), flush=True)
 
 
 def trace(arguments: argparse.Namespace) -> int:

@@ -79,6 +79,12 @@ def load(path: Path) -> Config:
     try:
         text = path.read_bytes().decode()
         values = tomllib.loads(text)
+    except FileNotFoundError as error:
+        names = sorted(other.stem for other in path.parent.glob("*.toml")) if path.parent == DIRECTORY else []
+        there = f"; volumes there: {', '.join(names)}" if names else ""
+        raise ConfigError(f"{path}: no such file{there}") from error
+    except PermissionError as error:
+        raise ConfigError(f"{path}: not allowed: its owner and group may read it, usually root and csnap") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except ValueError as error:  # not UTF-8, not TOML, or a number of more digits than Python takes

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from snapd.config.checks import boolean, whole
 from snapd.config.credentials import secret
-from snapd.config.table import Table
+from snapd.config.table import Table, shown
 from snapd.units import SECOND
 
 TTL_LEAST, TTL_MOST = 2, 300
@@ -46,7 +46,7 @@ def endpoints(value: Any) -> tuple[str, ...]:
         except (ValueError, TypeError, AttributeError):
             good = False
         if not good or "@" in endpoint:
-            raise ValueError(f"{endpoint!r} is no endpoint, expected http(s)://host:port")
+            raise ValueError(f"{shown(endpoint)} is no endpoint, expected http(s)://host:port")
     return tuple(value)
 
 

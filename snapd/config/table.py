@@ -33,7 +33,7 @@ class Table:
         if found is None:
             raise ConfigError(f"{self._path}: [{name}]: missing")
         if not isinstance(found, dict):
-            raise self.error(key, "expected a table", shown(found))
+            raise self.error(key, "expected a table")  # not shown: a secret of [fencing] may stand there
         return Table(self._path, name, found)
 
     def get(self, key: str, check: Callable[[Any], T], default: T | None = None, why: str = "") -> T:
@@ -79,11 +79,12 @@ class Table:
 
 
 def shown(value: Any) -> str:
-    """Return ``value`` about as it stands in the file, shortened."""
+    """Return ``value`` about as it stands in the file, shortened, and without the password that an address may hold."""
     if isinstance(value, bool):
         return str(value).lower()
     try:
         text = f'"{value}"' if isinstance(value, str) else repr(value)
     except ValueError:  # a number of more than 4,300 digits in it
         return "..."
+    text = re.sub(r"//[^/@]*@", "//...@", text)
     return text if len(text) <= 120 else text[:117] + "..."

@@ -20,6 +20,7 @@ from typing import TextIO
 
 from snapd.daemon.door import is_open
 from snapd.daemon.events import MESSAGE_IDS
+from snapd.printable import printable
 
 Log = Callable[[int, str, dict[str, object]], None]
 """``log(priority, event, fields)``; priorities are syslog's."""
@@ -47,7 +48,7 @@ def line(event: str, fields: dict[str, object]) -> str:
 
 def _quoted(text: str) -> str:
     text = text if len(text) <= VALUE_MOST else text[:VALUE_MOST] + "..."
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    return text if _PLAIN.fullmatch(text) else printable(json.dumps(text, ensure_ascii=False))
 
 
 def to_stream(stream: TextIO, node: str) -> Log:

@@ -12,6 +12,7 @@ from snapd.daemon.metrics import Slot, snapshot_slots
 from snapd.lockspace.member import Member, MemberRow
 from snapd.lockspace.ports import JOINING
 from snapd.lockspace.records import SnapshotRecord
+from snapd.printable import printable
 from snapd.units import SECOND
 
 
@@ -131,7 +132,7 @@ def _io(words: memoryview | None) -> dict[str, Any]:
 
 
 def line(view: View) -> str:
-    """The line that ``systemctl status`` shows."""
+    """The line that ``systemctl status`` shows. A line break in it would be another message to systemd."""
     parts = [view.state + (f" ({view.why})" if view.why else "")]
     if view.member is not None:
         parts.append(f"lease {view.lease_remaining // SECOND} s")
@@ -143,4 +144,4 @@ def line(view: View) -> str:
         parts.append(f"needs a restart for {', '.join(view.needs_restart)}")
     if view.reload_error:
         parts.append("the changed configuration was refused")
-    return ", ".join(parts)
+    return printable(", ".join(parts))

@@ -21,6 +21,10 @@ INTERVAL = 15 * SECOND
 """How often it is written: as often as node_exporter is scraped by default, or more often."""
 
 
+FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+"""Not through a link: others may write that directory, too."""
+
+
 class Labelled(Collector):
     """What ``registry`` collects, each sample with the volume's name."""
 
@@ -52,7 +56,7 @@ class Textfile:
     def write(self) -> None:
         """Replace the file. A disk that is full or a directory that is gone is complained of, and tried again."""
         try:
-            descriptor = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self._temporary, FLAGS, 0o644)
             with open(descriptor, "wb") as file:
                 file.write(generate_latest(self._registry))
                 os.fchmod(file.fileno(), 0o644)  # node_exporter is another user

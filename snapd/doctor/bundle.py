@@ -1,7 +1,8 @@
 """The file that support is sent: what the doctor found and what else it would ask for, without secrets.
 
 The configuration is written anew from its parsed values, so comments, which may hold anything, do not go with it; what
-[fencing.options] and [fencing.hosts] say is left out, and so are keys and certificates. No data of the volume is read.
+[fencing.options] and [fencing.hosts] say is left out, and so are keys and certificates. Of a file that csnap refuses
+only the names are kept: a password may stand under any of them. No data of the volume is read.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ HIDDEN = "(removed)"
 MODE = 0o600
 
 
-def without_secrets(text: str) -> str:
-    """The configuration as TOML, secrets removed. Raises CsnapError if it is none: then nothing of it is shown."""
+def without_secrets(text: str, refused: bool) -> str:
+    """The configuration as TOML, secrets removed; everything, if it was ``refused``.
+
+    Raises CsnapError if it is no TOML: then nothing of it is shown.
+    """
     try:
         values = tomllib.loads(text)
     except (ValueError, RecursionError):
         raise CsnapError("the configuration is no TOML, so nothing of it was taken along") from None
+    if refused:
+        values = _hide(values)
     fencing = values.get("fencing")
     if isinstance(fencing, dict):
         for name in ("options", "hosts"):

@@ -40,7 +40,7 @@ class Server:
         self._owner = directory.st_uid
         self._listener = listen(path, MODE)
         with contextlib.suppress(PermissionError):  # not root: a test
-            os.chown(path, -1, directory.st_gid)
+            os.chown(path, -1, directory.st_gid, follow_symlinks=False)  # the directory is not root's
         self._places = threading.Semaphore(CONNECTIONS_MOST)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 

@@ -125,7 +125,7 @@ def test_usage_errors_are_one_line_and_2(capsys: pytest.CaptureFixture[str], wor
 
 def test_refusals_are_1(capsys: pytest.CaptureFixture[str]) -> None:
     """One line naming the file."""
-    assert failed(capsys, "status", "/nowhere/x.toml") == (1, "csnap: /nowhere/x.toml: No such file or directory\n")
+    assert failed(capsys, "status", "/nowhere/x.toml") == (1, "csnap: /nowhere/x.toml: no such file\n")
 
 
 @pytest.mark.parametrize(
@@ -340,13 +340,24 @@ def test_grpc_is_loaded_by_serve_and_init_alone() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_completion_is_a_script_that_bash_takes() -> None:
-    """Sourced by a real bash, it completes commands and options."""
+def test_completion_is_a_script_that_bash_takes(tmp_path: Path) -> None:
+    """Sourced by a real bash it completes commands, options and volumes, and leaves files to bash."""
     from snapd.cli.completion import bash
 
-    script = bash(make_parser()) + 'COMP_WORDS=(csnap snapshot "" ); COMP_CWORD=2; _csnap; echo "${COMPREPLY[*]}"\n'
-    script += 'COMP_WORDS=(csnap snapshot create "--"); COMP_CWORD=3; _csnap; echo "${COMPREPLY[*]}"\n'
-    shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd="/").stdout
-    first, second = shown.splitlines()
-    assert {"create", "delete", "list"} <= set(first.split())
-    assert {"--cow", "--writable", "--force"} <= set(second.split())
+    for name in ("vmstore.toml", "archive.toml", "notes.txt"):
+        (tmp_path / name).touch()
+
+    def completed(*typed: str) -> list[str]:
+        words = " ".join(f"'{word}'" for word in ("csnap", *typed))
+        script = bash(make_parser()).replace("/etc/csnap", str(tmp_path))
+        script += f'COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _csnap; echo "${{COMPREPLY[*]}}"\n'
+        return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+
+    assert completed("st") == ["status"]
+    assert completed("snapshot", "") == ["create", "delete", "list"]
+    assert {"--cow", "--writable", "--force"} <= set(completed("snapshot", "create", "--"))
+    assert completed("locks", "--a") == completed("locks", "vmstore", "--a") == ["--all"]
+    assert {"--once", "--slowest"} <= set(completed("trace", "vmstore", "--"))
+    assert completed("snapshot", "create", "") == completed("doctor", "") == ["archive", "vmstore"]
+    assert completed("snapshot", "create", "vmstore", "") == completed("check", "") == []
+    assert completed("completion", "") == ["bash"]

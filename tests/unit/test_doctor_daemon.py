@@ -153,16 +153,16 @@ ip = "10.0.0.1"
 
 def test_a_configuration_without_its_secrets() -> None:
     """Options and hosts are named and hidden, comments are gone, the rest is the same TOML."""
-    shown = bundle.without_secrets(SECRETS)
+    shown = bundle.without_secrets(SECRETS, refused=False)
     assert "hunter" not in shown and "10.0.0.1" not in shown.partition("fencing")[2]
     before, after = tomllib.loads(SECRETS), tomllib.loads(shown)
     assert before["volume"] == after["volume"] and before["lockspace"] == after["lockspace"]
     assert after["fencing"]["hosts"]["host-a"].keys() == {"ip", "pass word"}
     inline = 'fencing = {method = "agent", options = {password = "hunter2"}, hosts = {a = {p = "hunter3"}}}'
-    assert "hunter" not in bundle.without_secrets(inline)
-    assert "hunter" not in bundle.without_secrets('fencing = {options = "hunter2", hosts = ["hunter3"]}')
+    assert "hunter" not in bundle.without_secrets(inline, refused=False)
+    assert "hunter" not in bundle.without_secrets('fencing = {options = "hunter2", hosts = ["hunter3"]}', refused=False)
     with pytest.raises(CsnapError, match="no TOML"):
-        bundle.without_secrets("password = hunter2")
+        bundle.without_secrets("password = hunter2", refused=True)
 
 
 def test_a_bundle_is_its_owners_alone_and_overwrites_nothing(tmp_path: Path) -> None:

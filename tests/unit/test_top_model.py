@@ -126,7 +126,7 @@ def test_what_is_no_answer_is_refused_in_words(value: Any) -> None:
 def test_names_from_etcd_are_made_printable() -> None:
     """An escape sequence in a node's name does nothing to a terminal."""
     model = modelled(answer(100.0, members=[host("host-\x1b[2J\x9b")]))
-    assert model.hosts[0].node == "host-?[2J?"
+    assert model.hosts[0].node == r"host-\x1b[2J\x9b"
 
 
 def test_numbers_for_people() -> None:

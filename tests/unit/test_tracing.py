@@ -303,11 +303,3 @@ def test_every_field_and_stage_is_documented() -> None:
         assert f"`{name}`" in fields, name
     for stage in STAGES:
         assert f"| `{stage}` |" in text, stage
-
-
-def test_completion_knows_the_options(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of trace and locks, as bash will offer them."""
-    assert main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    assert '"locks"*) words="--help --all --json"' in script
-    assert '"trace"*) words="--help --once --threshold --since --slowest --duration --interval --json"' in script

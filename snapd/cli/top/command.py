@@ -30,7 +30,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not INTERVAL_LEAST <= value <= INTERVAL_MOST:
         raise argparse.ArgumentTypeError(f"{text}: expected {INTERVAL_LEAST:g} to {INTERVAL_MOST:g} seconds")
     return value

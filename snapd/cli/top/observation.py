@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from snapd.errors import CsnapError
+from snapd.printable import printable
 
 FORMAT = 1
 TEXT_MOST = 200
@@ -159,7 +160,7 @@ def _each(values: Iterable[Any], parse_one: Callable[[Any], T]) -> tuple[T, ...]
 
 
 def _text(value: Any) -> str:
-    text = "".join(letter if letter.isprintable() else "?" for letter in str(value))
+    text = printable(str(value))
     return text if len(text) <= TEXT_MOST else text[: TEXT_MOST - 1] + "…"
 
 

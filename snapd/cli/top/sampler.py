@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from snapd.cli.client import ask
 from snapd.cli.top.model import History, Model
@@ -19,11 +18,7 @@ def observing(path: str) -> Observe:
     """Ask the daemon at this socket. Raises NoDaemon, Refused, CsnapError."""
 
     def observe() -> Observation:
-        try:
-            answer: Any = ask(path, {"command": "observe"})
-        except ValueError as error:
-            raise CsnapError(f"{path}: an answer that is no JSON: {error}") from None
-        return parse(answer)
+        return parse(ask(path, {"command": "observe"}))
 
     return observe
 
