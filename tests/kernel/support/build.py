@@ -1,11 +1,11 @@
-"""Have a kernel and an iSCSI initiator for the tests: ``python -m tests.kernel.support.build``. Does nothing if they
-are there."""
+"""Have a kernel, an iSCSI initiator and udev for the tests: ``python -m tests.kernel.support.build``. Does nothing
+if they are there."""
 
 from __future__ import annotations
 
 import sys
 
-from tests.kernel.support import initiator
+from tests.kernel.support import initiator, udev
 from tests.kernel.support.kernel import KernelError, build
 
 
@@ -13,6 +13,7 @@ def main() -> int:
     try:
         kernel = build()
         initiator.build()
+        udev.build()
     except KernelError as error:
         print(f"kernel for the tests: {error}", file=sys.stderr)
         return 1

@@ -7,12 +7,9 @@ services, and nothing here may. Anew with: ``python -m tests.kernel.support.buil
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import tempfile
 from pathlib import Path
 
-from tests.kernel.support.kernel import KernelError, cache, run
+from tests.kernel.support.packages import libraries, unpacked
 
 PACKAGES = ("open-iscsi", "libopeniscsiusr")
 MODULES = (
@@ -24,34 +21,11 @@ MODULES = (
 
 def build() -> Path:
     """Return the folder of the unpacked packages, downloading them if they are not there. Raises KernelError."""
-    target = cache() / "open-iscsi"
-    if target.is_dir():
-        return target
-    cache().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache(), prefix=".unpack-") as scratch:
-        folder = Path(scratch)
-        run(["apt-get", "-q", "download", *PACKAGES], cwd=folder)
-        for archive in folder.glob("*.deb"):
-            run(["dpkg", "-x", str(archive), str(folder / "tree")])
-        try:
-            (folder / "tree").rename(target)
-        except OSError:
-            if not target.is_dir():  # else somebody else was faster
-                raise
-    return target
+    return unpacked("open-iscsi", PACKAGES)
 
 
 def files() -> dict[str, bytes]:
     """What the guest needs for ``iscsistart``: itself, and its shared libraries."""
     folder = build()
     (program,) = [path for path in folder.rglob("iscsistart") if path.is_file() and os.access(path, os.X_OK)]
-    libraries = {path.parent for path in folder.rglob("*.so.*")}
-    environment = os.environ | {"LD_LIBRARY_PATH": ":".join(map(str, libraries))}
-    listed = subprocess.run(["ldd", program], stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
-    if "not found" in listed:
-        raise KernelError(f"{program}: {listed}")
-    found = {"sbin/iscsistart": program.read_bytes()}
-    for library in re.findall(r"(/\S+) \(0x", listed):
-        inside = library.removeprefix(str(folder)) if library.startswith(str(folder)) else library
-        found[inside] = Path(library).read_bytes()
-    return found
+    return {"sbin/iscsistart": program.read_bytes(), **libraries(program, folder)}

@@ -60,13 +60,14 @@ def run_vm(
     told: Callable[[str, str], None] = lambda kind, rest: None,
     deadline: float = DEADLINE,
     memory: int = MEMORY,
+    processors: int = 1,
 ) -> Result:
     """Boot, run ``script`` with ``disks`` as /dev/vda, vdb, ..., power off.
 
     modules, programs, files: what the guest has beside the usual.
     service: a command of this machine; each TCP connection of the guest to SERVICE runs it on its two ends.
     told: called with kind and rest of each line ``@@KIND rest``, while the guest runs.
-    memory: MiB.
+    memory: MiB. processors: each emulated by a thread of its own.
 
     Raises VmError when the script does not end in time, or says ``@@DIE``.
     """
@@ -76,7 +77,7 @@ def run_vm(
     with tempfile.NamedTemporaryFile(suffix=".initrd") as file:
         file.write(root)
         file.flush()
-        command = [*_machine(kernel.vmlinux, Path(file.name), memory), *_disks(disks), *_network(service)]
+        command = [*_machine(kernel.vmlinux, Path(file.name), memory, processors), *_disks(disks), *_network(service)]
         console = _console(command, deadline, told)
     notes = _notes(console)
     codes = [int(rest) for kind, rest in notes if kind == "EXIT"]
@@ -86,11 +87,11 @@ def run_vm(
     return Result(codes[0], console, notes)
 
 
-def _machine(vmlinux: Path, root: Path, memory: int) -> list[str]:
+def _machine(vmlinux: Path, root: Path, memory: int, processors: int) -> list[str]:
     rate = _tsc_khz()
     options = f"{KERNEL_OPTIONS} tsc_early_khz={rate}" if rate else KERNEL_OPTIONS
     return [
-        *(QEMU, "-M", MACHINE, "-accel", "tcg,tb-size=256", "-cpu", "max", "-m", str(memory)),
+        *(QEMU, "-M", MACHINE, "-accel", "tcg,tb-size=256", "-cpu", "max", "-m", str(memory), "-smp", str(processors)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"),
         *("-kernel", str(vmlinux), "-initrd", str(root), "-append", options),
     ]
