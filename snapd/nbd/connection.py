@@ -160,9 +160,9 @@ class Connection:
         position = talk.parse(data, 0, end)
         if position == end:
             self._rest = b""
-        elif end - position <= SCRATCH:
+        elif data.obj is self._server.scratch.obj or end - position <= SCRATCH:
             self._rest = bytes(data[position:end])
-        else:  # only what another server had received: it is copied once, not with every request
+        else:  # what another server had received: it is here once, and not copied with every request
             self._rest = data[position:end]
         if talk.ending:
             self.end()

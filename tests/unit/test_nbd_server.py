@@ -193,6 +193,36 @@ def test_a_small_request_does_not_wait_for_a_large_one(rig: Rig) -> None:
     assert [held.length for held in rig.server.volume.held] == [3 * MIB, 512]
 
 
+def test_what_waits_for_memory_is_not_overwritten_by_what_others_send(rig: Rig) -> None:
+    """A write waits with all that fits the server's one receive buffer; the next client's bytes go there, too. What was
+    kept was once a view of that buffer: the next client's request was then executed again, for the one that waited."""
+    holder, writer, other = rig.ready(), rig.ready(), rig.ready()
+    rig.server.volume.hold = True
+    holder.sendall(request(wire.CMD_READ, 32 * MIB, 4 * MIB, 1))
+    rig.turns()
+    data = b"w" * MIB
+    whole = write(0, data, 2)
+    received = len(rig.server.server.scratch)
+    writer.sendall(whole[:received])
+    rig.turns()
+    other.sendall(write(16 * MIB, b"o" * 60 * KIB, 3))
+    rig.turns()
+    rig.server.volume.hold = False
+    rig.server.volume.release()
+    rig.turns()
+    assert answered(other) == (3, 0)
+    rig.tick(PATIENCE)  # the holder does not take its reply: the writer gets the memory
+    position = received
+    writer.setblocking(False)
+    while position < len(whole):
+        rig.turns()
+        position += writer.send(whole[position : position + 64 * KIB])
+    rig.turns()
+    writer.settimeout(20)
+    assert answered(writer) == (2, 0)
+    assert bytes(rig.server.volume.contents["origin"][:MIB]) == data
+
+
 def test_stop_answers_what_runs_and_ends_the_rest(rig: Rig) -> None:
     """Running requests are answered, then the connection ends; idle and negotiating clients are ended at once."""
     rig.server.volume.hold = True
