@@ -177,6 +177,11 @@ class EtcdServer:
         """Compact up to ``revision``."""
         self._ask("kv/compaction", revision=revision, physical=True)
 
+    def refuse_writes(self) -> None:
+        """Raise the alarm NOSPACE, as etcd does when its database has reached the quota; ``alarm disarm`` ends it."""
+        member = self._ask("maintenance/status")["header"]["member_id"]
+        self._ask("maintenance/alarm", action="ACTIVATE", memberID=member, alarm="NOSPACE")
+
     def revision(self) -> int:
         """Return the newest revision."""
         return int(self._ask("kv/range", key="AA==")["header"]["revision"])
