@@ -256,9 +256,7 @@ MUTANTS = (
         "a dead member is taken to be fenced",
         "snapd.lockspace.recovery",
         (("            self._fencer.fence(record, done)", "            done()"),),
-        kinds=("pause both",),
-        fencing="pr",
-        seeds=600,
+        by="tests/unit/test_recovery.py::test_holds_outlive_the_lease_until_the_member_is_fenced",
     ),
     Mutant(
         "transactions-without-epoch",
