@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,8 +128,8 @@ def test_a_release_that_is_never_active_stops_at_the_first_host(story: Story, tm
     tamper(Path(story.controller.variables["csnap_wheelhouse"]) / f"csnap-{version}", hang)
     daemons = story.daemons()
     run = story.controller.play("rolling_update", fails=True, csnap_version=version, release_timeout=8)
-    message = f"host1: csnap {version} was not well: .*It was put back to {before} and is well"
-    assert_says(run.output, message)
+    assert_says(run.output, f"host1: csnap {version} was not well: no daemon answers")
+    assert_says(run.output, f"It was put back to {before} and is well")
     assert_says(run.output, f"With {version} run: none; not touched: host2, host3")
     assert story.versions() == [before] * 3
     assert [old == new for old, new in zip(daemons, story.daemons(), strict=True)] == [False, True, True]
@@ -149,7 +148,7 @@ def test_a_gate_keeps_the_first_host_from_being_touched(story: Story) -> None:
     finally:
         etcd.run("systemctl", "start", "etcd")
     assert_says(run.output, f"etcd https://{etcd.address}:2379: ")
-    assert_says(run.output, f"snapshot {SNAPSHOT}: is [0-9.]+ % full")
+    assert_says(run.output, "% full, expected below 0")
     assert story.daemons() == daemons
 
 
@@ -170,7 +169,7 @@ def test_nobody_s_request_failed(story: Story) -> None:
     assert all(one["requests"] > 100 for one in results), results
 
 
-def assert_says(output: str, pattern: str) -> None:
-    """The words stand there, however Ansible has folded them into lines."""
-    text = re.sub(r"[\s\\]+", " ", output)
-    assert re.search(pattern, text), output[-4000:]
+def assert_says(output: str, words: str) -> None:
+    """They stand there, however Ansible has folded them into lines."""
+    text = " ".join(output.replace("\\", " ").split())
+    assert words in text, output[-4000:]
