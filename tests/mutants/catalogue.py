@@ -337,4 +337,11 @@ MUTANTS = (
         (('b"".join([*talk.back, self._rest])', "bytes(self._rest)"),),
         by="tests/unit/test_nbd_handover.py::test_more_than_may_run_at_a_time_is_handed_over",
     ),
+    Mutant(
+        "rest-is-a-view",
+        "what a client waits for memory with lies in the buffer that all clients are received into",
+        "snapd.nbd.connection",
+        (("data.obj is self._server.scratch.obj or end - position", "end - position"),),
+        by="tests/unit/test_nbd_server.py::test_what_waits_for_memory_is_not_overwritten_by_what_others_send",
+    ),
 )
