@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -25,7 +26,8 @@ def ask(path: str, request: dict[str, Any], progress: Callable[[str], None] = la
         sock.settimeout(FIRST_LIMIT)
         try:
             sock.connect(path)
-            sock.sendall(json.dumps(request).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # it has refused already; what it says can be read
+                sock.sendall(json.dumps(request).encode() + b"\n")
             return _answer(sock, path, progress)
         except (FileNotFoundError, ConnectionRefusedError):
             raise NoDaemon(f"no daemon answers on {path}: nobody listens (csnap serve)") from None

@@ -102,7 +102,9 @@ class SnapshotCommands:
         if self._running:
             raise Refused(f"{self._running} is under way on this host: one at a time")
         if not may:
-            raise Refused(f"this host is {self._member.state}, expected active")
+            raise Refused(
+                f"this host is {self._member.state}, expected active: csnap status says why; or ask another host"
+            )
         self._running = what
 
     def _end(self, reply: Reply, error: CsnapError | None, result: dict[str, object]) -> None:

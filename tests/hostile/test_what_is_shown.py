@@ -153,6 +153,35 @@ def test_regression_somebody_else_at_the_admin_socket_was_a_traceback(
     assert error.count("\n") == 1 and "no answer of a daemon" in error and "admin.sock" in error
 
 
+def test_regression_a_refusal_before_the_question_was_no_daemon(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    """The daemon refuses a stranger as soon as it comes, and hangs up: that was exit code 3, ``Broken pipe``."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(config.parent / "admin.sock"))
+        listener.listen()
+        refused = threading.Event()
+
+        class Late(socket.socket):
+            def sendall(self, data: bytes, flags: int = 0) -> None:  # type: ignore[override]
+                assert refused.wait(10)
+                super().sendall(data, flags)
+
+        def refuse() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.send(b'{"error":"not allowed"}\n')
+            refused.set()
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("snapd.cli.client.socket.socket", Late)
+            assert main(["status", str(config)]) == 1
+        thread.join(10)
+    assert capsys.readouterr().err == "csnap: not allowed\n"
+
+
 @pytest.mark.parametrize("output", ["/dev/full", "closed"])
 @pytest.mark.parametrize("words", [["version"], ["completion", "bash"]])
 def test_regression_output_without_room_was_a_traceback(output: str, words: list[str]) -> None:

@@ -329,3 +329,14 @@ def test_a_directory_that_is_gone_is_complained_of_once_and_tried_again(tmp_path
         shutil.rmtree(directory)
         file.write()
     assert said == [f"[metrics] textfile {directory}/v.prom: No such file or directory"] * 2
+
+
+def test_regression_the_file_was_written_through_a_link(tmp_path: Path) -> None:
+    """Whoever may write the collector's directory could have the daemon empty a file of its own."""
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / ".v.prom.new").symlink_to(precious)
+    said: list[str] = []
+    with Looped() as looped:
+        Textfile(looped.loop, str(tmp_path / "v.prom"), registry(), "v", said.append).write()
+    assert precious.read_text() == "kept" and len(said) == 1
