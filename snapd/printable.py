@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def one_line(text: object) -> str:
+    """The same of an error or a text of any lines, on one."""
+    return printable(" ".join(str(text).split()))
+
+
 def printable_value(value: Any) -> Any:
     """The same of every text in a value of JSON, names of fields included."""
     if isinstance(value, str):

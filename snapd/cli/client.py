@@ -30,7 +30,9 @@ def ask(path: str, request: dict[str, Any], progress: Callable[[str], None] = la
                 sock.sendall(json.dumps(request).encode() + b"\n")
             return _answer(sock, path, progress)
         except (FileNotFoundError, ConnectionRefusedError):
-            raise NoDaemon(f"no daemon answers on {path}: nobody listens (csnap serve)") from None
+            raise NoDaemon(
+                f"no daemon answers on {path}: nobody listens: start csnapd@VOLUME, or csnap serve"
+            ) from None
         except (TimeoutError, BlockingIOError):
             raise NoDaemon(f"no daemon answers on {path}: silence for {sock.gettimeout():g} s") from None
         except PermissionError:

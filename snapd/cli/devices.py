@@ -7,7 +7,7 @@ import json
 import sys
 
 from snapd.errors import CsnapError, FormatError
-from snapd.printable import printable
+from snapd.printable import one_line, printable
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -23,7 +23,7 @@ def check(arguments: argparse.Namespace) -> int:
         finally:
             device.close()
     except CsnapError as error:
-        print("csnap:", printable(" ".join(str(error).split())), file=sys.stderr)
+        print("csnap:", one_line(error), file=sys.stderr)
         return checks.UNREADABLE
     if arguments.json:
         print(json.dumps(report.to_json()))

@@ -20,7 +20,7 @@ from snapd.config import Config
 from snapd.doctor.bundle import without_secrets, write
 from snapd.doctor.finding import Finding, Level, Subject, exit_code
 from snapd.errors import ConfigError, CsnapError
-from snapd.printable import printable
+from snapd.printable import one_line
 
 MARKS = {
     Level.OK: "ok",
@@ -117,10 +117,10 @@ def _text(found: Found) -> str:
             if finding.area != area:
                 area = finding.area
                 lines += ["", f"{volume}: {area}" if volume else area]
-            about = f"{_line(finding.about)}: " if finding.about else ""
-            lines.append(f"  {MARKS[finding.level]:<12} {finding.check:<14} {about}{_line(finding.text)}")
+            about = f"{one_line(finding.about)}: " if finding.about else ""
+            lines.append(f"  {MARKS[finding.level]:<12} {finding.check:<14} {about}{one_line(finding.text)}")
             if finding.todo:
-                lines.append(f"  {'':<12} {'':<14} -> {_line(finding.todo)}")
+                lines.append(f"  {'':<12} {'':<14} -> {one_line(finding.todo)}")
     counts = Counter(finding.level for _, findings in found for finding in findings)
     sums = ", ".join(f"{counts[level]} {word}" for level, word in SUMS.items() if counts[level])
     return "\n".join([*lines[1:], "", sums])
@@ -130,10 +130,6 @@ def _by_area(findings: Sequence[Finding]) -> list[Finding]:
     """Areas in the order in which they were first looked at."""
     places = {area: place for place, area in enumerate(dict.fromkeys(finding.area for finding in findings))}
     return sorted(findings, key=lambda finding: places[finding.area])
-
-
-def _line(text: str) -> str:
-    return printable(" ".join(text.split()))
 
 
 def _parts(found: Found, paths: Sequence[Path], configs: Sequence[Config]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from snapd import __version__
 from snapd.cli import attaching, commands, devices, doctoring, fencing, locking, tracing
 from snapd.cli.top import command as top
 from snapd.errors import CsnapError, Fenced, NoDaemon
-from snapd.printable import printable
+from snapd.printable import one_line
 
 DONE, FAILED, USAGE, NO_DAEMON, FENCED = 0, 1, 2, 3, 4
 INTERRUPTED = 130
@@ -204,7 +204,7 @@ def _give_up_output() -> None:
 
 
 def _fail(error: object, code: int) -> int:
-    print("csnap:", printable(" ".join(str(error).split())), file=sys.stderr)
+    print("csnap:", one_line(error), file=sys.stderr)
     return code
 
 

@@ -25,6 +25,7 @@ from snapd.doctor import (
 from snapd.doctor.finding import Finding, Subject
 from snapd.lockspace.keys import Keys
 from snapd.lockspace.records import FormatRecord, SnapshotRecord
+from snapd.printable import one_line
 
 Progress = Callable[[str], None]
 T = TypeVar("T")
@@ -136,7 +137,7 @@ def _try(findings: list[Finding], about: Subject, check: str, look: Callable[[],
     try:
         return look()
     except Exception as error:  # also a fault of ours: the other checks are needed all the more
-        text = " ".join(str(error).split())
+        text = one_line(error)
         known = error.__class__.__module__ == "snapd.errors" or isinstance(error, OSError)
         findings.append(about.unchecked(check, text if known else f"{type(error).__name__}: {text}"))
         return None

@@ -15,6 +15,7 @@ from snapd import config as configuration
 from snapd.cli.top.model import History, Model
 from snapd.cli.top.sampler import Observe, observing
 from snapd.errors import CsnapError, Refused
+from snapd.printable import one_line
 
 INTERVAL = 2.0
 INTERVAL_LEAST, INTERVAL_MOST = 0.2, 3600.0
@@ -67,7 +68,7 @@ def _frames(observe: Observe, arguments: argparse.Namespace, show: Callable[[Mod
         except CsnapError as error:
             if arguments.once or isinstance(error, Refused):
                 raise
-            history.silent(" ".join(str(error).split()), time.time())
+            history.silent(one_line(error), time.time())
         model = history.model()
         assert model is not None
         show(model)

@@ -10,6 +10,7 @@ from snapd.cli.client import ask
 from snapd.cli.top.model import History, Model
 from snapd.cli.top.observation import Observation, parse
 from snapd.errors import CsnapError, Refused
+from snapd.printable import one_line
 
 Observe = Callable[[], Observation]
 
@@ -73,7 +74,7 @@ class Sampler:
             raise
         except CsnapError as error:
             with self._lock:
-                self._history.silent(" ".join(str(error).split()), time.time())
+                self._history.silent(one_line(error), time.time())
         else:
             with self._lock:
                 self._history.answered(found, time.time())
