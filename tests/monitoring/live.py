@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,11 +51,3 @@ def watched(hosts: Hosts, directory: Path) -> Iterator[Prometheus]:
     hosts.start()
     with scraping(hosts, directory) as prometheus:
         yield prometheus
-
-
-def gauge(address: str, name: str) -> float:
-    """Return a gauge as the daemon at this address tells it now."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{address}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return max(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))

@@ -29,7 +29,6 @@ class Prometheus:
     def __init__(self, directory: Path, targets: dict[str, str]) -> None:
         (port,) = free_ports(1)
         self.address = f"127.0.0.1:{port}"
-        self.targets = targets
         for path in RULES:
             (directory / path.name).write_text(hurried(path.read_text()))
         scraped = [

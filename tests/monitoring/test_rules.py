@@ -9,6 +9,7 @@ import pytest
 
 from snapd.lockspace.ports import ACTIVE, FENCED, JOINING, STALLED
 from snapd.lockspace.records import SNAPSHOT_STATES
+from tests.monitoring.live import NOT_HERE
 from tests.monitoring.promtool import RECORDED, ROOT, RULES, promtool, recorded, strangers
 
 ALERTS = (ROOT / "grafana" / "rules" / "csnap.alerts.yml").read_text()
@@ -34,6 +35,15 @@ def test_every_alert_is_in_a_scenario() -> None:
     """And no scenario is about one that is not there any more."""
     text = "".join(path.read_text() for path in SCENARIOS)
     assert set(re.findall(r"\bCsnap\w+", text)) == set(BODIES)
+
+
+def test_every_alert_fires_in_a_real_cluster_or_it_is_said_why_not() -> None:
+    """The live tests wait for each, but for those that they name with the reason."""
+    waited = re.compile(r"wait_fired\(([^)]*)\)")
+    texts = [path.read_text() for path in Path(__file__).parent.glob("test_live_*.py")]
+    provoked = {name for text in texts for names in waited.findall(text) for name in re.findall(r"Csnap\w+", names)}
+    assert provoked | set(NOT_HERE) == set(BODIES)
+    assert not provoked & set(NOT_HERE)
 
 
 @pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
