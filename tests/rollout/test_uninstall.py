@@ -1,8 +1,12 @@
-"""uninstall.yml: not under a client; then nothing of csnap and etcd is left. The last file of this directory."""
+"""uninstall.yml: not under a client; then nothing of csnap and etcd is left. And etcd from an archive, on what is bare
+again. The last file of this directory."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -41,4 +45,37 @@ def test_nothing_of_csnap_is_left(bed: Testbed, controller: Controller, rollout:
     left = [line for line in diff(rollout.bare, files(bed)).splitlines() if "csnap" in line]
     assert [line for line in left if "etcd.service" not in line] == []  # whose description names csnap
     controller.play("uninstall", csnap_uninstall_etcd=True)
+    assert diff(rollout.bare, files(bed)) == ""
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """What the etcd project's archives look like, made of this machine's etcd."""
+    folder = "etcd-v3.4.23-linux-amd64"
+    (tmp_path / folder).mkdir()
+    for name in ("etcd", "etcdctl"):
+        (tmp_path / folder / name).symlink_to(f"/usr/bin/{name}")
+    made = tmp_path / f"{folder}.tar.gz"
+    subprocess.run(["tar", "-C", tmp_path, "--dereference", "-czf", made, folder], check=True)
+    return made
+
+
+def test_etcd_comes_from_an_archive(bed: Testbed, controller: Controller, rollout: Rollout, archive: Path) -> None:
+    """Not with another checksum, and not an old one unless that is said; a second run changes nothing."""
+    alone = ("--tags", "etcd", "--limit", "host1")
+    given = {"etcd_members": ["host1"], "etcd_source": "archive", "etcd_archive": str(archive)}
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    run = controller.play("site", *alone, fails=True, **given, etcd_archive_checksum="0" * 64)
+    assert f"SHA-256 is {digest}, expected 0000" in " ".join(run.output.split())
+    run = controller.play("site", *alone, fails=True, **given, etcd_archive_checksum=digest, etcd_allow_old=False)
+    assert "etcd 3.4.23: expected 3.5.13 or newer" in " ".join(run.output.split())
+    assert diff(rollout.bare, files(bed)) == ""
+    controller.play("site", *alone, **given, etcd_archive_checksum=digest)
+    host = bed.hosts["host1"]
+    assert "/opt/etcd/etcd" in host.show("etcd", "ExecStart")
+    assert "is healthy" in host.run(
+        "sh", "-c", f"PATH=/opt/etcd:$PATH; {KEYS.partition(' get ')[0]} endpoint health 2>&1"
+    )
+    assert controller.play("site", *alone, **given, etcd_archive_checksum=digest).changed == set()
+    controller.play("uninstall", "--limit", "host1", csnap_uninstall_etcd=True, **given)
     assert diff(rollout.bare, files(bed)) == ""
