@@ -258,7 +258,11 @@ class Worker:
             self._wind_up(ESHUTDOWN)
 
     def _hand_over(self) -> None:
-        given = to_descriptors(*self._socket, *self._server.hand_over())
+        try:
+            given = to_descriptors(*self._socket, *self._server.hand_over())
+        except (OSError, MemoryError) as error:  # the clients connect again; everything else ends in order
+            self._volume.notice(4, "not_taken_over", why=f"hand-over: cannot be written: {error}")
+            return
         for begin in range(0, len(given), MAX_DESCRIPTORS):
             some = given[begin : begin + MAX_DESCRIPTORS]
             self._channel.send(HandedOver(len(some)), some)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -120,6 +121,19 @@ def test_it_is_handed_on_by_a_worker_that_never_served(worker: WorkerProcess, tm
             wait_until(lambda: second.messages)
             with successor(second, tmp_path):
                 assert client.answer(number).data == b"o" * 512
+
+
+def test_a_hand_over_that_cannot_be_made_does_not_spoil_the_stop(worker: WorkerProcess) -> None:
+    """No descriptor is left for the state: the clients connect again, and everything else ends in order."""
+    with NbdClient(worker.socket) as client:
+        assert client.read(0, 512) == b"o" * 512
+        used = {int(path.name) for path in Path(f"/proc/{worker.process.pid}/fd").iterdir()}
+        free = next(number for number in range(len(used) + 1) if number not in used)
+        resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (free, free))
+        assert worker.stop(hand_over=True) == 0
+        worker.wait(lambda: worker.closed)
+        assert isinstance(worker.messages[-1], Stopped) and worker.handed == [] and client.gone()
+        assert worker.received(Notice).event == "not_taken_over"
 
 
 def test_a_killed_worker_hands_nothing_over(worker: WorkerProcess) -> None:
