@@ -176,18 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a key in etcd may hold bytes that are no text
     try:
         arguments = make_parser().parse_args(argv)
-        code: int = arguments.run(arguments)
-        if sys.stdout is not None:  # closed by whoever started this
-            sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        _give_up_output()
-        return FAILED
-    except OSError as error:
-        if error.errno not in NO_ROOM or error.filename is not None:
-            raise
-        _give_up_output()
-        return _fail(f"standard output: {error.strerror}", FAILED)
+        return _run(arguments)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except NoDaemon as error:
@@ -196,6 +185,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, FENCED)
     except CsnapError as error:
         return _fail(error, FAILED)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run the command; what becomes of its output is seen here."""
+    try:
+        code: int = arguments.run(arguments)
+        if sys.stdout is not None:  # closed by whoever started this
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _give_up_output()
+        return FAILED
+    except OSError as error:
+        if error.errno not in NO_ROOM or error.filename is not None or arguments.command == "serve":
+            raise
+        _give_up_output()
+        return _fail(f"standard output: {error.strerror}", FAILED)
 
 
 def _give_up_output() -> None:

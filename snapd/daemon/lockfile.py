@@ -10,6 +10,7 @@ removed and made anew (systemd removes a unit's runtime directory) while an old 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -41,8 +42,9 @@ class LockFile:
         ours = os.fstat(self.fd)
         if (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino):
             raise Refused(f"lock file {self.path}: replaced by another file while it was waited for")
-        os.truncate(self.fd, 0)
-        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # for people only: a full disk is no reason not to serve
+            os.truncate(self.fd, 0)
+            os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
         return True
 
     def holder(self) -> str:

@@ -16,7 +16,7 @@ import time
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from snapd.errors import CsnapError
 
@@ -64,20 +64,24 @@ def _key(text: str) -> str:
 
 def write(path: Path, parts: Mapping[str, str]) -> None:
     """Make the archive at ``path``, readable by its owner alone. Raises CsnapError if it cannot be, or is there."""
-    folder = path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
     try:
-        with (
-            open(path, "xb", opener=_private) as file,
-            tarfile.open(fileobj=file, mode="w:gz") as archive,
-        ):
-            for name, text in parts.items():
-                data = text.encode("utf-8", "replace")
-                entry = tarfile.TarInfo(f"{folder}/{name}")
-                entry.size, entry.mtime, entry.mode = len(data), int(time.time()), MODE
-                archive.addfile(entry, io.BytesIO(data))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
+    except FileExistsError:
+        raise CsnapError(f"{path}: is there already, and is not overwritten") from None
     except OSError as error:
+        raise CsnapError(f"{path}: {error.strerror}") from None
+    try:
+        with open(descriptor, "wb") as file:
+            _pack(file, path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar"), parts)
+    except OSError as error:
+        path.unlink(missing_ok=True)  # half of it is no use, and in the way of the next attempt
         raise CsnapError(f"{path}: {error.strerror}") from None
 
 
-def _private(name: str, flags: int) -> int:
-    return os.open(name, flags, MODE)
+def _pack(file: BinaryIO, folder: str, parts: Mapping[str, str]) -> None:
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name, text in parts.items():
+            data = text.encode("utf-8", "replace")
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size, entry.mtime, entry.mode = len(data), int(time.time()), MODE
+            archive.addfile(entry, io.BytesIO(data))

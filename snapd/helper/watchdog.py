@@ -17,10 +17,8 @@ import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Callable
 from errno import EBUSY, ENOTTY, EOPNOTSUPP
 from pathlib import Path
-from typing import Any
 
 from snapd.errors import Refused
 
@@ -38,8 +36,6 @@ SETTIMEOUT = _ioctl(3, 6, SECONDS.size)
 GETTIMEOUT = _ioctl(2, 7, SECONDS.size)
 
 MAGICCLOSE = 0x0100
-
-Ioctl = Callable[[int, int, bytearray], Any]
 
 
 class System:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 import tomllib
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,21 @@ def test_a_bundle_is_its_owners_alone_and_overwrites_nothing(tmp_path: Path) -> 
     assert path.stat().st_mode & 0o777 == 0o600
     with tarfile.open(path) as archive:
         assert archive.getnames() == ["for-support/a/b.txt"]
-    with pytest.raises(CsnapError, match="File exists"):
+    with pytest.raises(CsnapError, match="is there already"):
         bundle.write(path, {})
+
+
+def test_regression_half_a_bundle_was_left_and_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full: nothing stays, so the next attempt is refused for no older file."""
+
+    def full(file: object, folder: str, parts: object) -> None:
+        raise OSError(ENOSPC, "No space left on device")
+
+    path = tmp_path / "b.tar.gz"
+    monkeypatch.setattr(bundle, "_pack", full)
+    with pytest.raises(CsnapError, match="No space left"):
+        bundle.write(path, {"a": "b"})
+    assert not path.exists()
 
 
 def test_a_broken_configuration_is_a_finding_and_goes_into_no_bundle(

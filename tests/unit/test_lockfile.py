@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from errno import ENOSPC
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,15 @@ def test_a_lock_file_is_no_symbolic_link(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="lock file"):
         LockFile(str(tmp_path / "lock"))
     assert not held_open(0, 0)
+
+
+def test_regression_a_full_disk_kept_the_daemon_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written into the lock file is for people: without it the lock is taken all the same."""
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(ENOSPC, "No space left on device")
+
+    lock = LockFile(str(tmp_path / "lock"))
+    monkeypatch.setattr(os, "pwrite", full)
+    assert lock.take() and lock.holder() == "unknown"
+    lock.close()
