@@ -53,7 +53,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="a configuration file, or a volume's name; without: all of /etc/csnap",
     )
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--bundle", metavar="FILE", help="also pack it for support: FILE.tar.gz, without secrets")
+    command.add_argument(
+        "--bundle", metavar="FILE", help="also pack it for support, without secrets, into a new file like x.tar.gz"
+    )
 
 
 def doctor(arguments: argparse.Namespace) -> int:

@@ -25,6 +25,13 @@ INTERRUPTED = 130
 NO_ROOM = (EDQUOT, EFBIG, EIO, ENOSPC)
 """Why output could not be written; every command opens its own files under errors of its own."""
 
+EPILOG = """\
+something is wrong:  csnap doctor vmstore
+something is slow:   csnap top vmstore, then csnap trace vmstore
+
+exit codes: 0 done, 1 refused or failed, 2 usage, 3 no daemon answers, 4 serve was fenced,
+            5 reload: part of it needs a restart"""
+
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -36,7 +43,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="csnap", description="Cluster-wide copy-on-write snapshots of a shared disk.")
+    parser = Parser(
+        prog="csnap",
+        description="Cluster-wide copy-on-write snapshots of a shared disk.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"csnap {__version__}")
     groups = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
