@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter
 
+from snapd.config import MetricsConfig
 from snapd.daemon import clients
-from snapd.daemon.endpoint import REQUEST_MOST, Endpoint, listen
+from snapd.daemon.endpoint import REQUEST_MOST, Endpoint, open_door
 from snapd.units import KIB, MIB, SECOND
 from tests.support import examples as _examples  # noqa: F401
 from tests.support.etcd_server import wait_for
@@ -29,12 +30,14 @@ class Desk:
     def __init__(self) -> None:
         registry = CollectorRegistry()
         Counter("csnap_there", "Something to show.", registry=registry).inc()
-        listener = listen("127.0.0.1", 0)
-        self.address: Address = listener.getsockname()
-        self.endpoint = Endpoint(listener, registry)
+        door = open_door(MetricsConfig("127.0.0.1", 0))
+        assert door is not None
+        self.address: Address = door.listener.getsockname()
+        self.endpoint = Endpoint(registry, door)
 
     @property
     def served(self) -> int:
+        assert self.endpoint._server is not None
         return len(self.endpoint._server._clients)
 
     def connect(self) -> socket.socket:
