@@ -216,6 +216,27 @@ def test_only_root_and_the_daemons_user(world: World, monkeypatch: pytest.Monkey
             helper.ask("ping")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="gives files away: needs root")
+def test_regression_the_daemons_user_could_have_any_file_given_to_its_group(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is that user's: a link put in the socket's place made root give its target to the group."""
+    precious = world.directory / "precious"
+    precious.touch()
+    os.chown(world.directory, -1, 12345)
+    real = helper_server.listen
+
+    def listen(path: str, mode: int) -> socket.socket:
+        listener = real(path, mode)
+        Path(path).unlink()
+        Path(path).symlink_to(precious)
+        return listener
+
+    monkeypatch.setattr(helper_server, "listen", listen)
+    with world.serving():
+        assert precious.stat().st_gid == 0
+
+
 @pytest.mark.parametrize("data", [b"", b"{\n", b"[" * 100_000 + b"\n", b"x" * (70 * KIB), b"\xff\n"])
 def test_bytes_that_are_no_request(world: World, data: bytes) -> None:
     """An error, or a closed connection; the next one is served."""
