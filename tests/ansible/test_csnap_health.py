@@ -119,6 +119,8 @@ def test_etcd_is_asked_with_the_volume_s_keys(cluster: Hosts, health: Runner, tm
         assert f"etcd {etcd.url}" in problems(health(volume=config))
         config = configuration(cluster, tmp_path / "none.toml", endpoints=endpoints, **{**lines, "key": '"/none"'})
         assert "keys cannot be used" in problems(health(volume=config))
+        config = configuration(cluster, tmp_path / "store.toml", endpoints=endpoints, ca='"credential:etcd.ca"')
+        assert "(/etc/credstore/csnap.vol.ca)" in problems(health(volume=config))
 
 
 def test_no_daemon_and_no_configuration(cluster: Hosts, health: Runner, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ except ImportError:  # a distribution whose own Python is older than the one csn
     tomllib = None
 
 CONFIGURATIONS = Path("/etc/csnap")
-CREDENTIALS = Path("/run/credentials")
+CREDENTIAL = "credential:"
 STORE = Path("/etc/credstore")
 ETCD_LIMIT = 5.0  # seconds for an endpoint to answer
 AGAIN = 0.3  # seconds between looks
@@ -129,8 +129,8 @@ def config_path(volume):
 
 def key_file(path, volume):
     """Return where root reads a file that the configuration names: a unit's credential comes from the store."""
-    if CREDENTIALS in Path(path).parents:
-        return STORE / f"csnap.{volume}.{Path(path).name.removeprefix('etcd.')}"
+    if path.startswith(CREDENTIAL):
+        return STORE / f"csnap.{volume}.{path.removeprefix(CREDENTIAL).removeprefix('etcd.')}"
     return Path(path)
 
 
@@ -146,7 +146,7 @@ def etcd_problems(config):
                 context.load_cert_chain(files["cert"], files["key"])
             handlers.append(urllib.request.HTTPSHandler(context=context))
     except (OSError, KeyError) as error:
-        return [f"etcd: its keys cannot be used: {error}"]
+        return [f"etcd: its keys cannot be used: {error} ({', '.join(map(str, files.values()))})"]
     opener = urllib.request.build_opener(*handlers)
     found = []
     for endpoint in lockspace["endpoints"]:
