@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from typing import Any
@@ -25,7 +26,8 @@ class Helper:
             sock.settimeout(self._limit)
             try:
                 sock.connect(self.path)
-                sock.sendall(json.dumps({"verb": verb, **fields}).encode() + b"\n")
+                with contextlib.suppress(BrokenPipeError):  # it has refused already; what it says can be read
+                    sock.sendall(json.dumps({"verb": verb, **fields}).encode() + b"\n")
                 while not received.endswith(b"\n"):
                     data = sock.recv(65536)
                     if not data:

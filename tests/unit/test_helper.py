@@ -216,6 +216,32 @@ def test_only_root_and_the_daemons_user(world: World, monkeypatch: pytest.Monkey
             helper.ask("ping")
 
 
+def test_regression_a_refusal_before_the_question_was_no_helper(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The helper refuses a stranger as soon as it comes: on a busy machine before it has asked, ``Broken pipe``."""
+    hung_up = threading.Event()
+
+    class Hasty(Server):
+        def _serve(self, sock: socket.socket) -> None:
+            super()._serve(sock)
+            hung_up.set()
+
+    class Late(socket.socket):
+        def connect(self, address: object) -> None:
+            super().connect(address)  # type: ignore[arg-type]
+            assert hung_up.wait(20)
+
+    monkeypatch.setattr(helper_server, "peer", lambda sock: (1, 12345))
+    server = Hasty(world.config.export.helper, world.service())
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    monkeypatch.setattr("snapd.helper.client.socket.socket", Late)
+    with pytest.raises(CsnapError, match="user 12345 may not ask"):
+        Helper(world.config.export.helper, 20).ask("ping")
+    monkeypatch.undo()
+    server.stop()
+    thread.join()
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="gives files away: needs root")
 def test_regression_the_daemons_user_could_have_any_file_given_to_its_group(
     world: World, monkeypatch: pytest.MonkeyPatch
