@@ -27,6 +27,7 @@ from snapd.attach.negotiate import Offer, Wait, reach
 from snapd.clock import boottime
 from snapd.config import Config
 from snapd.errors import CsnapError, Refused
+from snapd.nbd.identity import describe, is_of
 from snapd.units import SECOND
 
 EXPORT = "origin"
@@ -102,13 +103,13 @@ class Attachment:
         held: Callable[[int], bool] = is_held,
     ) -> None:
         self._path, self._dead_timeout = config.export.nbd, config.attach.dead_timeout
-        self._backend = backend_of(config)
+        self._backend, self._volume = backend_of(config), config.volume
         self._kernel, self._deaths, self._device = kernel, deaths, device
         self._wait, self._log, self._tell, self._held = wait, log, tell, held
         self._said = ""
 
     def run(self) -> None:
-        """Raises Refused: the device is another's, or not of the origin's size."""
+        """Raises Refused: the device is another's, or not of the origin's size, or the socket is another volume's."""
         lost = self._begin()
         self._tell("READY=1")
         while self._watch(lost):
@@ -119,7 +120,7 @@ class Attachment:
 
     def _begin(self) -> bool:
         """Attach, or find it attached. Return whether the connection may be dead."""
-        adopting = self._check_owner()
+        adopting = self.check_owner()
         for pause in pauses():
             try:
                 taken = self._offer()
@@ -180,7 +181,7 @@ class Attachment:
 
     # ---- steps
 
-    def _check_owner(self) -> bool:
+    def check_owner(self) -> bool:
         """Whether it is attached, and to this volume. Raises Refused: to something else."""
         found = self._device.backend
         if found is None or found == self._backend:
@@ -196,7 +197,8 @@ class Attachment:
         sock, offer = reach(self._path, EXPORT, self._wait)
         with sock:
             inode = os.fstat(sock.fileno()).st_ino
-            if self._check_owner():
+            self._check_volume(offer)
+            if self.check_owner():
                 self._check(offer)
                 attributes = genetlink.reconfigure(
                     index=self._device.index,
@@ -218,6 +220,12 @@ class Attachment:
                 self._kernel.connect(index=self._device.index, attributes=attributes)
         self._said = ""
         return self._held(inode)
+
+    def _check_volume(self, offer: Offer) -> None:
+        """Raises Refused: another volume's daemon serves this socket now."""
+        if not is_of(offer.description, self._volume.cluster_uuid):
+            expected = describe(self._volume.name, self._volume.cluster_uuid)
+            raise Refused(f"{self._path}: serves {offer.description!r}, expected {expected!r}")
 
     def _check(self, offer: Offer) -> None:
         """Raises Refused: the device was attached to something that is not what is offered now."""

@@ -1,6 +1,8 @@
 """The client's side of NBD's negotiation; the kernel's client takes the socket over behind it.
 
-    server: greeting   client: flags, GO export + block size   server: INFO export, INFO block size, ACK
+    server: greeting
+    client: flags, GO export + description, block size
+    server: INFO export, INFO block size, INFO description, ACK
 
 Structured replies are not asked for: the kernel's client does not know them.
 """
@@ -35,6 +37,7 @@ class Offer:
     size: int
     flags: int
     block: int
+    description: str
 
     @property
     def read_only(self) -> bool:
@@ -83,10 +86,11 @@ def _negotiate(stream: _Stream, export: str) -> Offer:
     if (magic, options) != (wire.INIT_MAGIC, wire.OPTION_MAGIC) or not flags & wire.FLAG_FIXED_NEWSTYLE:
         raise Refused(f"{stream.path}: not an NBD server of the fixed newstyle")
     name = export.encode()
-    body = wire.U32.pack(len(name)) + name + wire.U16.pack(1) + wire.U16.pack(wire.INFO_BLOCK_SIZE)
+    wanted = (wire.INFO_DESCRIPTION, wire.INFO_BLOCK_SIZE)
+    body = wire.U32.pack(len(name)) + name + b"".join(map(wire.U16.pack, (len(wanted), *wanted)))
     stream.send(wire.CLIENT_FLAGS.pack(wire.FLAG_FIXED_NEWSTYLE | flags & wire.FLAG_NO_ZEROES))
     stream.send(wire.OPTION.pack(wire.OPTION_MAGIC, wire.OPT_GO, len(body)) + body)
-    size, found, block = -1, 0, 1
+    size, found, block, description = -1, 0, 1, ""
     for _ in range(REPLIES_MOST):
         magic, option, kind, length = wire.OPTION_REPLY.unpack(stream.receive(wire.OPTION_REPLY.size))
         if magic != wire.REPLY_MAGIC or option != wire.OPT_GO or length > REPLY_MOST:
@@ -101,6 +105,8 @@ def _negotiate(stream: _Stream, export: str) -> Offer:
             _, size, found = wire.INFO_EXPORT_REPLY.unpack(data)
         if kind == wire.REP_INFO and info == wire.INFO_BLOCK_SIZE and length == wire.INFO_BLOCK_SIZE_REPLY.size:
             _, block, _, _ = wire.INFO_BLOCK_SIZE_REPLY.unpack(data)
+        if kind == wire.REP_INFO and info == wire.INFO_DESCRIPTION:
+            description = data[2:].decode(errors="replace")
     if size < 0:
         raise Refused(f"{stream.path}: export {export!r}: the server does not say its size")
-    return Offer(size, found, max(block, 512))
+    return Offer(size, found, max(block, 512), description)

@@ -192,6 +192,7 @@ class Daemon:
         volume = self._config.volume
         return WorkerSettings(
             volume_uuid=volume.cluster_uuid,
+            volume_name=volume.name,
             store_type=volume.type,
             origin=volume.origin,
             exclusive=volume.exclusive,

@@ -5,7 +5,8 @@
 
 Big-endian. The next process may be another version, of another volume, or get what somebody else has written: it is
 hostile until all of it has been parsed. A change of what any field means, or of what clients are told in the
-negotiation, is a new VERSION: an unknown one is refused, and the clients connect again.
+negotiation (but for descriptions, on which no request depends), is a new VERSION: an unknown one is refused, and the
+clients connect again.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ class OriginExport:
     name = "origin"
     identity = ""  # there is one in a volume
     read_only = False
-    description = "the volume's origin"
 
     def __init__(self, size: int, logical_block: int, chunk_bytes: int) -> None:
+        self.description = ""  # which volume's; whoever serves it knows
         self.size = size
         self.minimum_block = logical_block
         self.preferred_block = chunk_bytes

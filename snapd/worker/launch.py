@@ -22,6 +22,7 @@ class WorkerSettings:
     """Sizes in bytes; paths absolute."""
 
     volume_uuid: str
+    volume_name: str
     store_type: str
     origin: str
     exclusive: bool

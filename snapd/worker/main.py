@@ -40,6 +40,7 @@ from snapd.messages import (
     Stopped,
     Trace,
 )
+from snapd.nbd.identity import describe
 from snapd.nbd.listener import listen
 from snapd.nbd.server import NbdServer
 from snapd.trace import KEPT_FROM, Page
@@ -111,6 +112,7 @@ class Worker:
         self._engine.on_conflict = self._conflict
         pool = SlotPool(arena, SMALL_SLOTS, SMALL_SLOT, LARGE_SLOTS, LARGE_SLOT)
         self._volume = Volume(self._engine, origin, geometry, self._channel.send, self._may_write, boottime, words)
+        self._volume.origin_export.description = describe(settings.volume_name, settings.volume_uuid)
         expected = Expected(settings.volume_uuid, origin, geometry.chunk_bytes)
         self._table = Table(
             self._volume,

@@ -16,6 +16,7 @@ import pytest
 from snapd.units import KIB, MIB
 from tests.support.nbd_client import NbdClient
 from tests.support.served import Served, Shape, run, served, shapes
+from tests.support.worker_process import VOLUME_UUID
 
 SHAPES = shapes()
 SYSTEM_PYTHON = "/usr/bin/python3"  # libnbd's module is a Debian package
@@ -52,8 +53,11 @@ def test_nbdinfo_lists_every_export(volume: Served) -> None:
 
 
 def test_nbdinfo_of_one_export_and_its_map(volume: Served) -> None:
-    """--json of a snapshot, and --map, which asks for the block status of all of it: one allocated extent."""
+    """--json of the origin, which names its volume, and of a snapshot; --map, which asks for the block status of all of
+    it: one allocated extent."""
     volume.snapshot()
+    (export,) = json.loads(run("nbdinfo", "--json", volume.uri("origin")))["exports"]
+    assert export["description"] == f"origin of volume vol, cluster_uuid {VOLUME_UUID}"
     (export,) = json.loads(run("nbdinfo", "--json", volume.uri("snapshot/s1")))["exports"]
     assert export["description"] == "snapshot s1, active"
     extents = json.loads(run("nbdinfo", "--map", "--json", volume.uri("snapshot/s1")))

@@ -40,8 +40,9 @@ class Scene:
         assert self.lock.take()
         self.messages: list[Message] = []
         self.codes: list[int] = []
+        nbd = str(directory / "nbd.sock")
         settings = WorkerSettings(
-            UUID, "clusterized_persistent", str(directory / origin), True, 16 * KIB, MIB, str(directory / "nbd.sock")
+            UUID, "vol", "clusterized_persistent", str(directory / origin), True, 16 * KIB, MIB, nbd
         )
         self.worker = Worker(self.loop, settings, self.lock.fd, self.messages.append, self.codes.append)
 

@@ -17,6 +17,7 @@ from snapd.attach.attach import Attachment
 from snapd.attach.device import Device
 from snapd.config import Config
 from snapd.nbd.handshake import GREETING, Handshake
+from snapd.nbd.identity import describe
 from snapd.nbd.wire import Drop
 from snapd.units import MIB
 from tests.unit.test_config import GOOD
@@ -46,8 +47,8 @@ class NamedExport:
 class Server:
     """Speaks the negotiation of the real one; what comes behind it is read and forgotten."""
 
-    def __init__(self, path: Path) -> None:
-        self.export = NamedExport("origin", SIZE, False)
+    def __init__(self, path: Path, description: str) -> None:
+        self.export = NamedExport("origin", SIZE, False, description=description)
         self.opened: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -178,7 +179,10 @@ class Bed:
         self.server: Server | None = None
 
     def serve(self) -> None:
-        self.server = Server(Path(self.config.export.nbd))
+        self.serve_as(describe(self.config.volume.name, self.config.volume.cluster_uuid))
+
+    def serve_as(self, description: str) -> None:
+        self.server = Server(Path(self.config.export.nbd), description)
 
     def hang_up(self) -> None:
         assert self.server is not None

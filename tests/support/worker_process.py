@@ -106,7 +106,7 @@ class WorkerProcess:
         lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         chosen = WorkerSettings(
-            VOLUME_UUID, "clusterized_persistent", str(origin), True, chunk, region, str(self.socket)
+            VOLUME_UUID, "vol", "clusterized_persistent", str(origin), True, chunk, region, str(self.socket)
         )
         settings_fd = settings_descriptor(chosen)
         if settings is not None:

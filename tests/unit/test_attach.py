@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from snapd.attach.device import is_held
 from snapd.attach.negotiate import reach
 from snapd.errors import ConfigError, CsnapError, Refused
 from snapd.nbd.handshake import GREETING
+from snapd.nbd.identity import UNNAMED, describe
 from snapd.units import SECOND
 from tests.support.attach_bed import SIZE, Bed, readable
 from tests.unit.test_config import GOOD
@@ -121,6 +123,42 @@ def test_another_size_is_refused_and_its_socket_is_not_offered(bed: Bed) -> None
     with pytest.raises(Refused, match=f"{SIZE // 2} bytes.*has {SIZE} bytes"):
         bed.run(nothing)
     assert bed.kernel.connection == -1
+
+
+def test_another_volumes_daemon_at_the_socket_is_refused(bed: Bed) -> None:
+    """Of equal size: its socket is never offered. A mounted device waits for its own; at the start it is refused."""
+    other = describe("other", "6b1c0e7e-6d0f-4c57-9a5e-0d8a7f2f9a12")
+
+    def crash() -> None:
+        bed.hang_up()
+        bed.die()
+        bed.serve_as(other)
+
+    def repair() -> None:
+        bed.hang_up()
+        bed.serve()
+
+    bed.serve()
+    assert bed.run(crash, nothing, repair, nothing) == ["attached", "connection_lost", "not_reconnected", "reconnected"]
+    assert "serves 'origin of volume other, cluster_uuid 6b1c" in str(bed.log[-2][1]["reason"])
+    assert bed.kernel.calls == ["connect", "reconfigure"]
+    bed.kernel.release()
+    bed.hang_up()
+    bed.serve_as(other)
+    with pytest.raises(Refused, match=r"other, cluster_uuid 6b1c.*expected .*vmstore, cluster_uuid 5b1c"):
+        bed.run(nothing)
+    assert bed.kernel.calls == ["connect", "reconfigure"]
+
+
+@pytest.mark.parametrize(("description", "taken"), [(UNNAMED, True), ("", False), ("a disk", False)])
+def test_a_server_that_names_no_volume_is_refused_but_for_older_daemons(
+    bed: Bed, description: str, taken: bool
+) -> None:
+    """A host whose daemon is still the version before goes on; any other NBD server is not taken for the origin."""
+    bed.serve_as(description)
+    with contextlib.nullcontext() if taken else pytest.raises(Refused, match="serves"):
+        assert bed.run(nothing) == ["attached"]
+    assert bed.kernel.calls == ["connect"] * taken
 
 
 def test_a_device_that_somebody_detached_ends_it(bed: Bed) -> None:
