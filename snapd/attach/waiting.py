@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -19,6 +20,8 @@ class Reload(BaseException):
     """SIGHUP: go on with the program as it is installed now."""
 
 
+STOPPING = signal.SIGTERM, signal.SIGINT
+
 SIGNALS: dict[int, type[BaseException]] = {signal.SIGTERM: Stop, signal.SIGINT: Stop, signal.SIGHUP: Reload}
 
 
@@ -33,6 +36,7 @@ class Waiter:
     def __enter__(self) -> Waiter:
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._signalled)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # what ``hold`` of the program before has kept
         return self
 
     def __exit__(
@@ -47,6 +51,14 @@ class Waiter:
         if self._wanted is not Stop:
             self._wanted = SIGNALS[number]
         os.write(self._write, b"\0")
+
+    def hold(self) -> None:
+        """Before exec, which blocked and pending signals survive: keep SIGTERM and SIGINT for the next Waiter. SIGHUP
+        is ignored until then. Raises Stop: one was here before."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        with contextlib.suppress(Reload):
+            self.wait(0)
 
     def wait(self, until: int, fd: int = -1, events: int = select.POLLIN) -> bool:
         """Wait until boottime ``until`` (ns); return whether ``fd`` became ready. Raises Stop or Reload."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -39,6 +38,7 @@ def attach(arguments: argparse.Namespace) -> int:
     from snapd.attach.control import Control
     from snapd.attach.detach import detach as run_detach
     from snapd.attach.device import Device
+    from snapd.attach.sole import claim
     from snapd.attach.waiting import Reload, Stop, Waiter
     from snapd.daemon.log import open_log
     from snapd.daemon.notify import find_notify
@@ -58,10 +58,15 @@ def attach(arguments: argparse.Namespace) -> int:
         control = Control()
         deaths = control.subscribe()
         try:
-            Attachment(config, control, deaths, device, waiter.wait, log, tell).run()
-        except Reload:
-            log(5, "reloading", {"device": device.path})
-            _again(arguments.config)
+            attachment = Attachment(config, control, deaths, device, waiter.wait, log, tell)
+            attachment.check_owner()
+            claim(device.index, device.path)
+            try:
+                attachment.run()
+            except Reload:
+                log(5, "reloading", {"device": device.path})
+                waiter.hold()
+                _again(arguments.config)
         except Stop:
             tell("STOPPING=1")
             if run_detach(config, control, device, waiter.wait):
@@ -74,7 +79,6 @@ def attach(arguments: argparse.Namespace) -> int:
 
 def _again(config: str) -> NoReturn:
     """Become the program as it is installed now. The script's name is a path through the link to the version in use."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which is inherited, until the new one has its handler
     script = [sys.argv[0]] if sys.argv[0].endswith("/csnap") else [sys.executable, "-m", "snapd.cli"]
     os.execv(script[0], [*script, "attach", config])
 

@@ -108,7 +108,9 @@ def test_a_planned_restart_is_a_pause(facts: dict[str, str]) -> None:
 
 def test_crashes_cost_a_pause_and_nothing_else(facts: dict[str, str]) -> None:
     """The control process, then the worker are killed under the same writers; the attach program was killed, and became
-    its next version before, and has adopted the device each time. All that was acknowledged is on device and origin."""
+    its next version before, and has adopted the device each time; meanwhile a second one is refused. All that was
+    acknowledged is on device and origin."""
+    assert facts["second"].startswith("1 ") and "another `csnap attach` keeps it attached" in facts["second"]
     assert (facts["errors"], facts["wrong"], facts["wrong-on-the-origin"]) == ("0", "0", "0")
     assert facts["reconnected"] == "2"
     assert int(facts["written"]) > 100

@@ -40,6 +40,8 @@ def run(config: str, device: str, daemon: Unit, attach: Unit) -> None:
     wait_for(lambda: attach.said("adopted=True") == 1, "adopted")
     attach.signal(signal.SIGHUP)
     wait_for(lambda: attach.said("adopted=True") == 2, "adopted by itself")
+    second = csnap("attach", config)
+    fact("second", f"{second.returncode} {second.stderr.strip()}")
     outage(writers, "control", daemon.kill)
     outage(writers, "worker", lambda: os.kill(daemon.children()[0], signal.SIGKILL))
     fact("reconnected", attach.said("taken=True"))
