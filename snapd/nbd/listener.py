@@ -28,12 +28,11 @@ def listen(path: str, mode: int) -> socket.socket:
     _remove_dead(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        before = os.umask(0o777)  # nobody may connect before the mode is right
+        before = os.umask(0o777 & ~mode)  # not chmod afterwards: it would follow what somebody puts in the file's place
         try:
             sock.bind(path)
         finally:
             os.umask(before)
-        Path(path).chmod(mode)
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
