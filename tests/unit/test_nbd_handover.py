@@ -398,6 +398,8 @@ def test_sockets_that_are_given_away_stay_open_until_they_are_sent(rig: Rig) -> 
     client.setblocking(False)
     with pytest.raises(BlockingIOError):
         client.recv(1)
+    for _, sock in rig.first.server._given:
+        sock.close()
 
 
 def test_a_server_that_stops_lets_go_of_what_it_has_not_opened(rig: Rig) -> None:
