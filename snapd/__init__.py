@@ -1,3 +1,3 @@
 """csnap: cluster-wide copy-on-write snapshots of a shared LUN."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

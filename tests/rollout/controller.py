@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from snapd import __version__
 from tests.hosts.testbed import Testbed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +68,7 @@ class Controller:
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(bed.key),
             "ansible_python_interpreter": "/usr/bin/python3",
-            "csnap_version": "0.1.0",
+            "csnap_version": __version__,
             "csnap_wheelhouse": str(bed.directory / "wheelhouse"),
             "csnap_volumes": [
                 {

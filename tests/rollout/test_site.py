@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from snapd import __version__
 from tests.hosts.host import Host
 from tests.hosts.testbed import Testbed
 from tests.rollout.conftest import Rollout
@@ -88,7 +89,7 @@ def test_every_host_serves_the_volume(bed: Testbed) -> None:
     for host in bed.hosts.values():
         wait_for(lambda host=host: serves(host), f"{host.name} serves")  # type: ignore[misc]
         assert host.show(UNIT, "UnitFileState") == "enabled"
-        assert host.run(CSNAP, "version").strip() == "csnap 0.1.0"
+        assert host.run(CSNAP, "version").strip() == f"csnap {__version__}"
         assert host.run("systemctl", "is-system-running", check=False).strip() == "running"
 
 
