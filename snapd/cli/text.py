@@ -1,4 +1,5 @@
-"""Output for people: tables and sentences. Values come from the daemon's JSON."""
+"""Output for people: tables and sentences. Values come from the daemon's JSON; what a daemon before an upgrade does not
+say yet is left out, since ``current`` leads to the new command a moment before the daemon is restarted."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def status(value: dict[str, Any]) -> str:
         *_protocol(value),
         ("metrics", _metrics(value["metrics"])),
         *(("waiting", _waiting(row)) for row in value["fencing"]["waiting"]),
-        *_reload(value["reload"]),
+        *_reload(value.get("reload", {"needs_restart": [], "error": ""})),
         *(("warning", warning) for warning in value["warnings"]),
     ]
     text = "\n".join(f"{name:<9}{shown}" for name, shown in rows)
@@ -56,8 +57,8 @@ def _fencing(value: dict[str, Any]) -> str:
 
 def _protocol(value: dict[str, Any]) -> list[tuple[str, str]]:
     """Nothing while there is nothing to do."""
-    protocol = value["protocol"]
-    if not 0 < protocol["in_force"] < protocol["newest"]:
+    protocol = value.get("protocol")
+    if protocol is None or not 0 < protocol["in_force"] < protocol["newest"]:
         return []
     shown = f"{protocol['in_force']} in force"
     if protocol["spoken_by_all"] > protocol["in_force"]:

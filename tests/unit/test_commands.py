@@ -209,6 +209,14 @@ def test_reload_tells_what_is_in_force_and_what_is_not(
     assert capsys.readouterr().out == "in force: nothing has changed\n"
 
 
+def test_status_of_a_daemon_of_0_1(capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon) -> None:
+    """It says less, and the command of 0.2 shows what it says: between the switch of versions and the restart."""
+    daemon.answer = {key: value for key, value in STATUS.items() if key not in ("protocol", "reload")}
+    daemon.answer["members"] = [{"node": "host-a", "state": "active", "by": ""}]
+    assert main(["status", config]) == 0
+    assert "members  host-a active" in capsys.readouterr().out
+
+
 def test_status_for_programs(capsys: pytest.CaptureFixture[str], config: str, daemon: Daemon) -> None:
     """The daemon's JSON as it is."""
     assert main(["status", config, "--json"]) == 0
