@@ -45,6 +45,12 @@ def test_a_quiet_cluster_has_no_alert_and_a_busy_one_shows_every_panel(tmp_path:
         with watched(hosts, tmp_path) as prometheus:
             hosts[0].csnap("snapshot", "create", "CONFIG", "s1", "--cow", hosts.cow("c1", 128 * MIB))
 
+            def well() -> bool:  # until the rules have seen the first scrape, all daemons are absent
+                scraped = len(prometheus.query("up == 1")) == 3
+                return scraped and set(alerted(prometheus)) <= {"CsnapLeaseRunningOut"}
+
+            wait_for(well, "each has been scraped", LIMIT)
+
             def scraped_often() -> bool:
                 with NbdClient(hosts[1].socket, "origin") as client:
                     client.read(0, 64 * KIB)
