@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,15 +103,6 @@ def checked_csnap(*arguments: str | Path, guard: Guard = nullcontext) -> str:
         shown = " ".join(map(str, arguments))
         raise CommandFailed(f"csnap {shown}: exit {ended.returncode}: {ended.stderr.strip() or ended.stdout.strip()}")
     return ended.stdout
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different TCP ports of loopback that nobody listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 class Host:

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from demo.console import Console
 from demo.history import Write, judge
-from demo.host import Host, Volume, checked_csnap, free_ports
+from demo.host import Host, Volume, checked_csnap
 from demo.nbd import NbdClient
+from demo.ports import free_ports
 from demo.raw import rebuild
 from demo.stage import Stage, StageError, wait_until
 from demo.writer import read_journal

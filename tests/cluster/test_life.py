@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from demo.host import free_ports, run_csnap
+from demo.host import run_csnap
+from demo.ports import free_ports
 from tests.support.daemons import Daemon, Hosts
 from tests.support.etcd_server import wait_for
 from tests.support.traffic import read_export

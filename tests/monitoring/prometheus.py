@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from demo.host import free_ports
+from demo.ports import free_ports
 from tests.monitoring.hurried import hurried
 from tests.monitoring.promtool import RULES
 from tests.support.daemons import Daemon

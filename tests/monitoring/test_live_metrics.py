@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from demo.host import free_ports
+from demo.ports import free_ports
 from snapd.daemon.families import FAMILIES, PREFIX
 from tests.support.daemons import Hosts
 from tests.support.etcd_server import make_certificates, wait_for

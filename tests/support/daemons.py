@@ -25,7 +25,8 @@ from uuid import uuid4
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from demo.host import Host, Volume, checked_csnap, environment, free_ports
+from demo.host import Host, Volume, checked_csnap, environment
+from demo.ports import free_ports
 from demo.stage import children, runs
 from snapd.cli.client import ask
 from snapd.errors import CsnapError

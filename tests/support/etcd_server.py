@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demo.ports import free_ports
 from snapd.errors import LockspaceError
 from snapd.lockspace.etcd import Tls
 from snapd.lockspace.etcd_sync import EtcdSync
@@ -34,15 +34,6 @@ START_TIMEOUT = 20.0  # seconds
 ALONE = ("--heartbeat-interval", "20", "--election-timeout", "100")  # a single member elects itself sooner
 GATEWAY_LIMIT = 5  # seconds
 SECOND = 1_000_000_000
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports that nobody listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = START_TIMEOUT) -> None:
