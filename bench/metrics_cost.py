@@ -71,7 +71,11 @@ REMOVED: tuple[tuple[str, str, str], ...] = (
         "",
     ),
     # the volume: cached uses of locks
-    ("volume/volume.py", "        self._others -= self.admitting\n", ""),
+    (
+        "volume/volume.py",
+        "            if len(parts) > 1 and self.admitting:\n                self._others += len(parts) - 1\n",
+        "",
+    ),
     ("volume/volume.py", "        self._others += 1\n", ""),
     # the engine: operations on the devices
     ("blockdev/aio.py", "done, arg, length, self._kick, device.read_row\n", "done, arg, length\n"),

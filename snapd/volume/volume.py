@@ -139,16 +139,19 @@ class Volume:
         if self.failed:
             request.done(request, self.failed)
             return
-        self._others -= self.admitting
         request.left = 1  # this loop itself
         request.cursor = 0
         if operation == ZERO:
+            self._others -= self.admitting
             self._feed(request)
         elif operation == FLUSH:
             request.left += 1
             self.start(Part(request, 0, 0, 0))
         else:
-            for part in self._split(request):
+            parts = self._split(request)
+            if len(parts) > 1 and self.admitting:
+                self._others += len(parts) - 1
+            for part in parts:
                 self.start(part)
         self._part_done(request, 0)
 
@@ -179,6 +182,7 @@ class Volume:
             size = min(request.length - request.cursor, region - offset % region, ZERO_BYTES)
             request.cursor += size
             request.left += 1
+            self._others += self.admitting
             self.start(Part(request, offset, size, self.zeros))
 
     def _part_done(self, request: Request, error: int) -> None:
@@ -210,7 +214,7 @@ class Volume:
     def start(self, part: Part) -> None:
         """Run the part, or queue it until I/O is admitted."""
         if self.admitting:
-            self.begin_use()
+            self._begun += 1
             self.router.route(part)
         elif self.failed:
             self._part_done(part.request, self.failed)
@@ -222,6 +226,7 @@ class Volume:
         """Route anew parts that waited in a queue."""
         for part in parts:
             self.stages.enter(part, IO)  # unless it must wait again
+            self._others += self.admitting
             self.start(part)
 
     def finish(self, part: Part) -> None:
@@ -236,7 +241,7 @@ class Volume:
         self._check_drained()
 
     def begin_use(self) -> None:
-        """A part, or something else, uses the table: it is not given back meanwhile."""
+        """Something that is no request uses the table: it is not given back meanwhile."""
         self._begun += 1
         self._others += 1
 
