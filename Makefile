@@ -13,7 +13,7 @@ help:  ## list the targets
 demo: setup-demo  ## watch a snapshot being taken under two writing hosts (installs what it needs)
 	@$(PY) -m demo
 
-test: setup lint kernel hosts  ## everything (installs what it needs; some 17 minutes on two cores)
+test: setup lint kernel hosts  ## everything (installs what it needs; some 31 minutes on two cores)
 	$(PYTEST) --durations=15
 
 check: setup lint  ## lint, types, layers, unit and property tests: under a minute
