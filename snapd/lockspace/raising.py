@@ -27,6 +27,8 @@ from snapd.lockspace.session import Session
 Raised = Callable[[int | CsnapError], None]
 """Called once, with the protocol that is in force now, or why it is not."""
 
+LOST = "volume upgrade: etcd's answer was lost: look at csnap status, then ask again"
+
 
 class Raising:
     """``look`` is called when something changed and the member has joined."""
@@ -43,7 +45,7 @@ class Raising:
     def resync(self) -> None:
         """What was under way is void, or in the mirror."""
         self._busy = False
-        self._answer(LockspaceError("volume upgrade: etcd's answer was lost: look at csnap status, then ask again"))
+        self._answer(LockspaceError(LOST))
 
     def look(self) -> None:
         try:
@@ -96,7 +98,9 @@ class Raising:
         )
 
         def answered(result: TxnResult | None) -> None:
-            if result is not None and result.succeeded:
+            if result is None:  # it may have been raised: not to be called refused
+                self._answer(LockspaceError(LOST))
+            elif result.succeeded:
                 self._answer(protocol + 1)
             else:
                 self._answer(Refused("volume upgrade: a member came or changed meanwhile: ask again"))
